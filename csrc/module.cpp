@@ -1,12 +1,133 @@
+// The single list of what bert_fast._C exports, and the facts of its build. Pointers arrive as integers.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <optional>
+#include <string>
+
+#include "host/checks.h"
+#include "host/fingerprint.h"
+#include "host/packing.h"
+#ifdef BERT_FAST_NVCC
+#include "cuda/api.h"
+#endif
 
 namespace py = pybind11;
 
+namespace {
+
+using Address = uintptr_t;
+using NoGil = py::call_guard<py::gil_scoped_release>;
+
+// Raise it with every change of a signature below; bert_fast/extension.py refuses an extension of another number.
+constexpr int kInterface = 1;
+
+template <typename T>
+T* at(Address address) {
+    return reinterpret_cast<T*>(address);
+}
+
+py::dict build_info() {
+    py::dict info;
+    info["version"] = BERT_FAST_VERSION;
+    info["made_for"] = BERT_FAST_MADE_FOR;
+#ifdef __clang__
+    info["compiler"] = "clang " __clang_version__;
+#else
+    info["compiler"] = "gcc " __VERSION__;
+#endif
+#ifdef BERT_FAST_NVCC
+    info["cuda"] = true;
+    info["nvcc"] = BERT_FAST_NVCC;
+    info["archs"] = py::str(BERT_FAST_ARCHS).attr("split")();
+#else
+    info["cuda"] = false;
+    info["nvcc"] = py::none();
+    info["archs"] = py::list();
+#endif
+    return info;
+}
+
+void bind_host(py::module_& m) {
+    m.def(
+        "unpad",
+        [](Address mask, int64_t batch, int64_t seqlen, Address indices, Address cu_seqlens) {
+            return bert_fast::unpad(at<const uint8_t>(mask), batch, seqlen, at<int64_t>(indices),
+                                    at<int32_t>(cu_seqlens));
+        },
+        py::arg("mask"), py::arg("batch"), py::arg("seqlen"), py::arg("indices"), py::arg("cu_seqlens"), NoGil(),
+        "mask bytes [B, S] -> indices int64 [B * S], cu_seqlens int32 [B + 1]; returns (total, max_seqlen)");
+    m.def(
+        "token_budget_batches",
+        [](Address lengths, int64_t n, int64_t max_tokens, int64_t max_sequences, Address order, Address offsets) {
+            return bert_fast::token_budget_batches(at<const int64_t>(lengths), n, max_tokens, max_sequences,
+                                                   at<int64_t>(order), at<int64_t>(offsets));
+        },
+        py::arg("lengths"), py::arg("n"), py::arg("max_tokens"), py::arg("max_sequences"), py::arg("order"),
+        py::arg("offsets"), NoGil(),
+        "lengths int64 [n] -> order int64 [n] (longest first), offsets int64 [n + 1]; returns the number of batches");
+    m.def("fingerprint", &bert_fast::fingerprint, py::arg("pointers"), py::arg("nbytes"), py::arg("samples"), NoGil(),
+          "64-bit hash of the buffers' sizes and of `samples` evenly spaced 8-byte words of each");
+}
+
+#ifdef BERT_FAST_NVCC
+bert_fast::DType dtype_named(const std::string& name) {
+    if (name == "float32") return bert_fast::DType::kFloat32;
+    if (name == "float16") return bert_fast::DType::kFloat16;
+    if (name == "bfloat16") return bert_fast::DType::kBFloat16;
+    throw std::invalid_argument("dtype must be float32, float16 or bfloat16, got " + name);
+}
+
+void bind_cuda(py::module_& m) {
+    m.def(
+        "cuda_status",
+        [](int device) -> std::optional<std::string> {
+            const std::string reason = bert_fast::cuda_status(device);
+            if (reason.empty()) return std::nullopt;
+            return reason;
+        },
+        py::arg("device") = -1, NoGil(), "None if CUDA can be used, else why not; a device also checks code for it");
+    m.def("unpad_cuda_workspace", &bert_fast::unpad_cuda_workspace, py::arg("batch"), py::arg("seqlen"), NoGil(),
+          "bytes of workspace that unpad_cuda needs");
+    m.def(
+        "unpad_cuda",
+        [](Address mask, int64_t batch, int64_t seqlen, Address indices, Address cu_seqlens, Address stats,
+           Address workspace, int64_t workspace_bytes, int device, Address stream) {
+            bert_fast::unpad_cuda(at<const uint8_t>(mask), batch, seqlen, at<int64_t>(indices), at<int32_t>(cu_seqlens),
+                                  at<int64_t>(stats), at<void>(workspace), workspace_bytes, device, at<void>(stream));
+        },
+        py::arg("mask"), py::arg("batch"), py::arg("seqlen"), py::arg("indices"), py::arg("cu_seqlens"),
+        py::arg("stats"), py::arg("workspace"), py::arg("workspace_bytes"), py::arg("device"), py::arg("stream"),
+        NoGil(), "as unpad, on a device: stats int64 [2] = (total, max_seqlen)");
+    m.def(
+        "embedding_layer_norm_cuda",
+        [](Address input_ids, Address token_type_ids, Address position_ids, Address word, Address position,
+           Address type, Address gamma, Address beta, Address out, Address mean, Address rstd, int64_t tokens,
+           int64_t hidden, int64_t vocab, int64_t positions, int64_t types, float eps, const std::string& dtype,
+           Address bad_id, int device, Address stream) {
+            bert_fast::embedding_layer_norm_cuda(
+                at<const int64_t>(input_ids), at<const int64_t>(token_type_ids), at<const int64_t>(position_ids),
+                at<const void>(word), at<const void>(position), at<const void>(type), at<const void>(gamma),
+                at<const void>(beta), at<void>(out), at<float>(mean), at<float>(rstd),
+                {tokens, hidden, vocab, positions, types}, eps, dtype_named(dtype), at<int32_t>(bad_id), device,
+                at<void>(stream));
+        },
+        py::arg("input_ids"), py::arg("token_type_ids"), py::arg("position_ids"), py::arg("word"), py::arg("position"),
+        py::arg("type"), py::arg("gamma"), py::arg("beta"), py::arg("out"), py::arg("mean"), py::arg("rstd"),
+        py::arg("tokens"), py::arg("hidden"), py::arg("vocab"), py::arg("positions"), py::arg("types"), py::arg("eps"),
+        py::arg("dtype"), py::arg("bad_id"), py::arg("device"), py::arg("stream"), NoGil(),
+        "LayerNorm of the sum of three gathered rows; mean and rstd float32 [T]; ids outside a table set bad_id");
+}
+#endif
+
+}  // namespace
+
 PYBIND11_MODULE(_C, m) {
-    m.def("build_info", []() {
-        py::dict info;
-        info["compiler"] = __VERSION__;
-        info["cuda"] = false;
-        return info;
-    });
+    m.doc() = "The compiled part of bert_fast. See bert_fast/extension.py.";
+    m.attr("INTERFACE") = kInterface;
+    m.def("build_info", &build_info, "version, compiler, cuda, nvcc and archs of this build");
+    bind_host(m);
+#ifdef BERT_FAST_NVCC
+    bind_cuda(m);
+#endif
 }
