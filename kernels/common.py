@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from contextlib import AbstractContextManager
+from typing import NamedTuple
 
 import torch
 import triton
@@ -85,6 +86,86 @@ def on_device(tensor: torch.Tensor) -> AbstractContextManager:
     return torch.cuda.device(tensor.device)
 
 
+class Dropout(NamedTuple):
+    """What a kernel takes of dropout: no seed and neutral numbers where p is 0, which compiles it away."""
+
+    seed: torch.Tensor | None
+    site: int
+    threshold: int
+    scale: float
+
+    @classmethod
+    def of(cls, p: float, seed: torch.Tensor | None, site: int) -> Dropout:
+        """Checks the arguments of an op. ``seed``: int64, one element, on the device; needed where p > 0."""
+        threshold = dropout_threshold(p)
+        if p == 0:
+            return NO_DROPOUT
+        if seed is None or seed.dtype != torch.int64 or seed.numel() != 1:
+            given = "None" if seed is None else f"{seed.dtype} of {seed.numel()} elements"
+            raise ValueError(f"seed must be an int64 tensor of one element where p > 0, not {given}")
+        return cls(seed, site, threshold, dropout_scale(p))
+
+
+NO_DROPOUT = Dropout(None, 0, 0, 1.0)
+
+KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def require_kernel_dtype(name: str, tensor: torch.Tensor | None) -> None:
+    """Kernels compute in float32: float64 would be rounded without a word, integers make no sense."""
+    if tensor is not None and tensor.dtype not in KERNEL_DTYPES:
+        raise TypeError(f"{name} must be float32, float16 or bfloat16 for a Triton kernel, not {tensor.dtype}")
+
+
+def contiguous_rows(tensor: torch.Tensor | None) -> torch.Tensor | None:
+    """The tensor, copied only if its last dimension is not contiguous: kernels take rows of any stride."""
+    return tensor if tensor is None or tensor.stride(-1) == 1 else tensor.contiguous()
+
+
+def row_stride(tensor: torch.Tensor | None) -> int:
+    """Elements from one row of [T, H] to the next; 0 for no tensor."""
+    return 0 if tensor is None else tensor.stride(0)
+
+
+def packed_rows(*tensors: torch.Tensor | None) -> bool:
+    """Whether no [T, H] tensor has gaps between rows: H is then the stride, and known when the kernel is compiled."""
+    return all(t is None or t.stride(0) == t.shape[1] for t in tensors)
+
+
+class RowPlan(NamedTuple):
+    """A program has ``rows`` rows of [T, H] as ``chunks`` tiles of ``cols`` columns, a thread ``vector`` of each."""
+
+    cols: int
+    chunks: int
+    rows: int
+    vector: int
+    num_warps: int
+
+
+def row_plan(hidden: int, itemsize: int, values: int, num_warps: int = 4) -> RowPlan:
+    """Cut rows of ``hidden`` elements so that a thread holds about ``values`` of a row, and no more if it can be.
+
+    Of those cuts, the one that covers the fewest columns beyond H; then the one that fills ``values`` best, because
+    narrow chunks keep a row within few warps; then the widest vectors. ``itemsize`` is the narrowest tensor's.
+    """
+
+    def cost(cut: tuple[int, int]) -> tuple[int, int, int]:
+        cols, vector = cut
+        held = cdiv(hidden, cols) * vector
+        return cdiv(hidden, cols) * cols, abs(values - held), -vector
+
+    widest = max(next_power_of_2(hidden), 16)
+    cuts = [
+        (cols, vector)
+        for vector in (16 // itemsize, 8 // itemsize)
+        for cols in (widest >> i for i in range(6))
+        if vector >= 4 and 8 * vector <= cols <= 512 * vector and cdiv(hidden, cols) * vector <= values
+    ]
+    cols, vector = min(cuts, key=cost) if cuts else (widest, 16 // itemsize)
+    num_warps = max(num_warps, cols // (32 * vector))
+    return RowPlan(cols, cdiv(hidden, cols), max(1, num_warps * 32 * vector // cols), vector, num_warps)
+
+
 # --- inside kernels ---
 
 
@@ -100,16 +181,35 @@ def dot(a, b, acc, PRECISION: tl.constexpr):
 
 
 @triton.jit
+def _multiply_wide(a, B: tl.constexpr):
+    """High and low words of a uint32 tile times a constant: one wide multiply, where umulhi and mul are two."""
+    product = a.to(tl.uint64) * tl.full((), B, tl.uint64)
+    return (product >> 32).to(tl.uint32), product.to(tl.uint32)
+
+
+@triton.jit
 def philox_words(seed, site, group):
     """The four uint32 words of Philox4x32-10 that serve elements 4 * group .. 4 * group + 3.
 
-    seed: int64 scalar (a value, already loaded), the key. site: int32 scalar, which the kernel lists in
-    ``do_not_specialize`` (a specialised 1 is no tensor). group: int64 tile of element index >> 2.
+    Salmon et al. (2011). seed: int64 scalar (a value, already loaded), the key. site: int32 scalar, which the kernel
+    lists in ``do_not_specialize`` (a specialised 1 is no tensor). group: int64 tile of element index >> 2.
     """
+    k0 = seed.to(tl.uint32)
+    k1 = (seed >> 32).to(tl.uint32)
     c0 = group.to(tl.uint32)
     c1 = (group >> 32).to(tl.uint32)
-    c2 = c0 * 0 + site.to(tl.uint32)
-    return tl.philox(seed, c0, c1, c2, c0 * 0)
+    c2 = site.to(tl.uint32)
+    c3 = tl.full((), 0, tl.uint32)
+    for _ in tl.static_range(10):
+        high0, low0 = _multiply_wide(c0, 0xD2511F53)
+        high2, low2 = _multiply_wide(c2, 0xCD9E8D57)
+        c0 = high2 ^ c1 ^ k0
+        c1 = low2
+        c2 = high0 ^ c3 ^ k1
+        c3 = low0
+        k0 = tl.add(k0, tl.full((), 0x9E3779B9, tl.uint32), sanitize_overflow=False)
+        k1 = tl.add(k1, tl.full((), 0xBB67AE85, tl.uint32), sanitize_overflow=False)
+    return c0, c1, c2, c3
 
 
 @triton.jit
@@ -129,14 +229,29 @@ def philox_keep(seed, site, element, threshold):
 def philox_keep4(seed, site, group, threshold):
     """:func:`philox_keep` for whole groups: [R, C] int64 indices of groups -> [R, 4 * C] int1, columns adjacent.
 
-    ``group[r, c]`` is element[r, 4 * c] >> 2, which needs element[r, 0] to be a multiple of 4.
+    ``group[r, c]`` is element[r, 4 * c] >> 2, which needs element[r, 0] to be a multiple of 4. For tiles of which a
+    thread holds 4 adjacent columns: joining then moves nothing between threads.
     """
     w0, w1, w2, w3 = philox_words(seed, site, group)
     limit = threshold.to(tl.uint32, bitcast=True)
-    # join puts its two operands on a new minor axis: [[0, 2], [1, 3]] interleaves to 0 1 2 3
+    # a join's operands lie on a new minor axis: column bits from the first join to the last are 1, 0
     even = tl.join(w0 >= limit, w2 >= limit)
     odd = tl.join(w1 >= limit, w3 >= limit)
     return tl.reshape(tl.join(even, odd), (group.shape[0], group.shape[1] * 4))
+
+
+@triton.jit
+def philox_keep8(seed, site, group, threshold):
+    """:func:`philox_keep4` of the group pairs (group, group + 1): [R, C] -> [R, 8 * C], ``group[r, c + 1]`` two on.
+
+    For tiles of which a thread holds 8 adjacent columns, 16 bytes of a 16-bit dtype.
+    """
+    a0, a1, a2, a3 = philox_words(seed, site, group)
+    b0, b1, b2, b3 = philox_words(seed, site, group + 1)
+    limit = threshold.to(tl.uint32, bitcast=True)
+    even = tl.join(tl.join(a0 >= limit, b0 >= limit), tl.join(a2 >= limit, b2 >= limit))
+    odd = tl.join(tl.join(a1 >= limit, b1 >= limit), tl.join(a3 >= limit, b3 >= limit))
+    return tl.reshape(tl.join(even, odd), (group.shape[0], group.shape[1] * 8))
 
 
 @triton.jit
@@ -155,3 +270,79 @@ def sigmoid(x):
 def tanh(x):
     """tanh through exp2, within 2e-7 absolute; saturates to +-1."""
     return 1.0 - 2.0 / (1.0 + tl.exp2(2.0 * LOG2E * x))
+
+
+@triton.jit
+def _half_erfc_and_exp(x):
+    """0.5 * erfc(|x| / sqrt(2)) within 8e-8 absolute, and exp(-x * x / 2), which both GELU and its slope need.
+
+    Abramowitz and Stegun (1964), 7.1.26, with its halves and square roots folded into the constants.
+    """
+    t = 1.0 / (1.0 + 0.23164189 * tl.abs(x))
+    e = tl.exp2(x * x * (-0.5 * LOG2E))
+    poly = ((((0.5307027145 * t - 0.7265760135) * t + 0.7107068705) * t - 0.142248368) * t + 0.127414796) * t
+    return poly * e, e
+
+
+@triton.jit
+def gelu(x, APPROXIMATE: tl.constexpr, FAST: tl.constexpr):
+    """GELU of a float32 tile. APPROXIMATE as torch's: "none" is erf, "tanh" Google's formula.
+
+    FAST: erf to 1.5e-7 rather than the last bit, enough for any 16-bit result at half the instructions.
+    """
+    if APPROXIMATE == "tanh":
+        out = x * sigmoid(1.5957691216057308 * (x + 0.044715 * x * x * x))
+    elif FAST:
+        tail, _ = _half_erfc_and_exp(x)
+        out = x * tl.where(x < 0, tail, 1.0 - tail)
+    else:
+        out = x * (0.5 + 0.5 * tl.math.erf(x * 0.7071067811865476))
+    return out
+
+
+@triton.jit
+def gelu_and_grad(x, APPROXIMATE: tl.constexpr, FAST: tl.constexpr):
+    """(gelu(x), gelu'(x)) of a float32 tile; the arguments are :func:`gelu`'s."""
+    if APPROXIMATE == "tanh":
+        s = sigmoid(1.5957691216057308 * (x + 0.044715 * x * x * x))
+        out = x * s
+        grad = s + out * (1.0 - s) * (1.5957691216057308 + 0.21406445366632123 * x * x)
+    else:
+        if FAST:
+            tail, e = _half_erfc_and_exp(x)
+            cdf = tl.where(x < 0, tail, 1.0 - tail)
+        else:
+            e = tl.exp2(x * x * (-0.5 * LOG2E))
+            cdf = 0.5 + 0.5 * tl.math.erf(x * 0.7071067811865476)
+        out = x * cdf
+        grad = cdf + 0.3989422804014327 * x * e
+    return out, grad
+
+
+# --- the second stage of column sums ---
+
+
+@triton.jit(do_not_specialize=["programs"])
+def _column_sums_kernel(partials, out0, out1, out2, programs, H: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr):
+    plane = tl.program_id(1)
+    col = tl.program_id(0) * COLS + tl.arange(0, COLS)
+    row = tl.arange(0, ROWS)[:, None]
+    source = partials + plane.to(tl.int64) * programs * H + col[None, :]
+    total = tl.zeros([ROWS, COLS], tl.float32)
+    for start in range(0, programs, ROWS):
+        total += tl.load(source + (start + row) * H, (start + row < programs) & (col < H)[None, :], 0.0)
+    result = tl.sum(total, 0)
+    if plane == 0:
+        tl.store(out0 + col, result, col < H)
+    elif plane == 1:
+        tl.store(out1 + col, result, col < H)
+    else:
+        tl.store(out2 + col, result, col < H)
+
+
+def column_sums(partials: torch.Tensor, outs: list[torch.Tensor]) -> None:
+    """outs[s][h] = sum over p of partials[s, p, h] (float32 [1 to 3, programs, H]), always in the same order."""
+    planes, programs, hidden = partials.shape
+    out0, out1, out2 = outs + outs[:1] * (3 - planes)
+    grid = (cdiv(hidden, 32), planes)
+    _column_sums_kernel[grid](partials, out0, out1, out2, programs, hidden, ROWS=128, COLS=32, num_warps=8)
