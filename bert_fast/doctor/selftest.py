@@ -1,0 +1,242 @@
+"""One small run of every op on every device, judged against float64 as the project's numeric contract says."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bert_fast import backend, extension, ops, packing, reference
+from bert_fast.ops.linear import pack_linear
+from bert_fast.ops.pooling import pool
+
+UNIT_ROUNDOFF = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11, torch.float32: 2.0**-24}
+LENGTHS = (7, 1, 0, 33, 16)
+HEADS, HEAD_DIM, HIDDEN = 4, 32, 128
+
+
+@dataclass(frozen=True)
+class Case:
+    """A self-test: `inputs` makes float64 and integer tensors, `run` uses the op and `truth` its definition.
+
+    `terms` is the length of the longest sum behind an element, for matrix products in float32.
+    """
+
+    inputs: Callable[[], dict[str, Tensor]]
+    run: Callable[..., Tensor]
+    truth: Callable[..., Tensor]
+    terms: int = 1
+    cpu_only: bool = False
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a self-test went. `error` is the largest error as a share of the allowed one; `problem` what went wrong."""
+
+    op: str
+    device: str
+    dtype: str
+    backend: str
+    reasons: dict[str, list[str]]
+    error: float | None
+    milliseconds: float
+    problem: str | None
+
+    @property
+    def ok(self) -> bool:
+        return self.problem is None
+
+
+def run_all(devices: list[torch.device]) -> list[Result]:
+    """Runs every case on every device: float32, and bfloat16 too on a GPU."""
+    results = []
+    for device in devices:
+        dtypes = [torch.float32] if device.type == "cpu" else [torch.float32, torch.bfloat16]
+        for op, case in CASES.items():
+            if not (case.cpu_only and device.type != "cpu"):
+                results += [run_case(op, case, device, dtype) for dtype in dtypes]
+    results.append(_host_functions())
+    return results
+
+
+@torch.no_grad()
+def run_case(op: str, case: Case, device: torch.device, dtype: torch.dtype) -> Result:
+    """Runs one case; whatever goes wrong becomes the result's problem."""
+    torch_state = torch.get_rng_state()
+    torch.manual_seed(0)
+    before = backend.decisions().get(op)
+    began = time.perf_counter()
+    error, problem = None, None
+    try:
+        exact = {k: v.to(dtype).double() if v.is_floating_point() else v for k, v in case.inputs().items()}
+        rounded = {k: v.to(dtype) if v.is_floating_point() else v for k, v in exact.items()}
+        truth, eager = case.truth(**exact), case.truth(**rounded)
+        got = case.run(**{k: v.to(device) for k, v in rounded.items()}).cpu()
+        error = _share_of_allowed(got, eager, truth, dtype, case.terms)
+        if not error <= 1:
+            problem = f"its error is {error:.3g} times what is allowed"
+    except Exception as failure:  # noqa: BLE001 - a self-test reports every failure
+        last = traceback.extract_tb(failure.__traceback__)[-1]
+        problem = f"{type(failure).__name__}: {failure} (at {last.name}, line {last.lineno} of {last.filename})"
+    finally:
+        torch.set_rng_state(torch_state)
+    spent = 1000 * (time.perf_counter() - began)
+    after = backend.decisions().get(op)
+    chosen, reasons = after if after is not None and after is not before else (_usual(op, device), {})
+    return Result(op, str(device), str(dtype).removeprefix("torch."), chosen, reasons, error, spent, problem)
+
+
+def _usual(op: str, device: torch.device) -> str:
+    """The backend of an op that leaves no choice."""
+    if op not in ("unpad", "token_budget_batches"):
+        return "reference"
+    usable = not backend.cuda_reasons(device) if device.type == "cuda" else extension.module() is not None
+    return "extension" if usable else "reference"
+
+
+def _share_of_allowed(got: Tensor, eager: Tensor, truth: Tensor, dtype: torch.dtype, terms: int) -> float:
+    """The larger of the rms and maximum errors as shares of what the contract allows; inf for what is not finite."""
+    if got.shape != truth.shape:
+        raise AssertionError(f"shape {list(got.shape)} instead of {list(truth.shape)}")
+    unit = UNIT_ROUNDOFF[dtype]
+    error, eager_error = (got.double() - truth).abs(), (eager.double() - truth).abs()
+    if not torch.isfinite(error).all():
+        return float("inf")
+    factor = terms**0.5 if dtype == torch.float32 else 1.0
+    rms = 2 * _rms(eager_error) + factor * unit * _rms(truth)
+    largest = 4 * eager_error.max().item() + 8 * unit * truth.abs().max().item()
+    return max(_rms(error) / rms if truth.numel() >= 64 else 0.0, error.max().item() / largest)
+
+
+def _rms(x: Tensor) -> float:
+    return x.square().mean().sqrt().item()
+
+
+def _randn(*shape: int) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64)
+
+
+def _cu_seqlens() -> Tensor:
+    return torch.tensor([0, *np.cumsum(LENGTHS)], dtype=torch.int32)
+
+
+def _attention_inputs() -> dict[str, Tensor]:
+    shape = (sum(LENGTHS), HEADS, HEAD_DIM)
+    return {"q": _randn(*shape), "k": _randn(*shape), "v": _randn(*shape), "cu_seqlens": _cu_seqlens()}
+
+
+def _norm_inputs() -> dict[str, Tensor]:
+    rows = sum(LENGTHS)
+    x, residual = _randn(rows, HIDDEN), _randn(rows, HIDDEN)
+    return {"x": x, "residual": residual, "weight": 1 + 0.1 * _randn(HIDDEN), "bias": 0.1 * _randn(HIDDEN)}
+
+
+def _embedding_inputs() -> dict[str, Tensor]:
+    rows = sum(LENGTHS)
+    tables = {"word": _randn(50, HIDDEN), "position": _randn(40, HIDDEN), "token_type": _randn(2, HIDDEN)}
+    ids = {"input_ids": torch.randint(50, (rows,)), "position_ids": torch.randint(40, (rows,))}
+    norm = {"weight": 1 + 0.1 * _randn(HIDDEN), "bias": 0.1 * _randn(HIDDEN)}
+    return {**ids, "token_type_ids": torch.randint(2, (rows,)), **tables, **norm}
+
+
+def _embedding(door: Any) -> Callable[..., Tensor]:
+    names = ("input_ids", "token_type_ids", "position_ids", "word", "position", "token_type", "weight", "bias")
+    return lambda **inputs: door.embedding_layer_norm(*(inputs[name] for name in names), 1e-12)
+
+
+def _pooled(hidden: Tensor, cu_seqlens: Tensor) -> Tensor:
+    bounds = cu_seqlens.tolist()
+    parts = [hidden[a:b].double() for a, b in zip(bounds, bounds[1:], strict=False)]
+    return torch.stack([p.mean(0) if len(p) else p.new_zeros(hidden.shape[1]) for p in parts])
+
+
+def _packed_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    if not torch.backends.mkldnn.is_available():
+        return ops.linear(x, weight, bias)
+    return pack_linear(weight, bias, x.dtype)(x)
+
+
+def _linear_inputs() -> dict[str, Tensor]:
+    return {"x": _randn(sum(LENGTHS), HIDDEN), "weight": 0.1 * _randn(96, HIDDEN), "bias": _randn(96)}
+
+
+def _softmax_inputs() -> dict[str, Tensor]:
+    mask = torch.zeros(2, 1, 1, 24, dtype=torch.float64)
+    mask[0, ..., 9:] = -torch.inf
+    return {"scores": _randn(2, HEADS, 24, 24), "mask": mask}
+
+
+def _loss_inputs() -> dict[str, Tensor]:
+    labels = torch.randint(300, (40,))
+    labels[::7] = -100
+    return {"logits": _randn(40, 300), "labels": labels}
+
+
+CASES = {
+    "attention": Case(
+        _attention_inputs,
+        lambda **x: ops.attention(**x, max_seqlen=max(LENGTHS)),
+        lambda **x: reference.attention(**x, max_seqlen=max(LENGTHS)),
+        terms=HEAD_DIM,
+    ),
+    "dropout_add_layer_norm": Case(
+        _norm_inputs,
+        lambda **x: ops.dropout_add_layer_norm(**x, eps=1e-12),
+        lambda **x: reference.dropout_add_layer_norm(**x, eps=1e-12),
+    ),
+    "layer_norm": Case(
+        _norm_inputs,
+        lambda x, residual, weight, bias: ops.layer_norm(x, weight, bias, 1e-12),
+        lambda x, residual, weight, bias: reference.layer_norm(x, weight, bias, 1e-12),
+    ),
+    "gelu_layer_norm": Case(
+        _norm_inputs,
+        lambda x, residual, weight, bias: ops.gelu_layer_norm(x, weight, bias, 1e-12),
+        lambda x, residual, weight, bias: reference.gelu_layer_norm(x, None, weight, bias, 1e-12),
+    ),
+    "scaled_masked_softmax": Case(
+        _softmax_inputs,
+        lambda **x: ops.scaled_masked_softmax(**x, scale=0.3),
+        lambda **x: reference.scaled_masked_softmax(**x, scale=0.3),
+    ),
+    "embedding_layer_norm": Case(_embedding_inputs, _embedding(ops), _embedding(reference)),
+    "linear": Case(_linear_inputs, ops.linear, torch.nn.functional.linear, terms=HIDDEN),
+    "linear (packed)": Case(_linear_inputs, _packed_linear, torch.nn.functional.linear, terms=HIDDEN, cpu_only=True),
+    "cross_entropy": Case(
+        _loss_inputs,
+        lambda logits, labels: ops.cross_entropy(logits, labels),
+        lambda logits, labels: torch.nn.functional.cross_entropy(logits, labels),
+    ),
+    "unpad": Case(
+        lambda: {"mask": torch.tensor([[1, 1, 0, 1], [0, 0, 0, 0], [1, 0, 0, 0]], dtype=torch.bool)},
+        lambda mask: torch.cat([ops.unpad(mask)[0].double(), ops.unpad(mask)[1].double()]),
+        lambda mask: torch.tensor([0.0, 1, 3, 8, 0, 3, 3, 4], dtype=torch.float64),
+    ),
+    "pool": Case(
+        lambda: {"hidden": _randn(sum(LENGTHS), HIDDEN), "cu_seqlens": _cu_seqlens()},
+        pool,
+        _pooled,
+    ),
+}
+
+
+def _host_functions() -> Result:
+    """The extension's batching against the Python that stands in for it."""
+    began, problem = time.perf_counter(), None
+    lengths = np.random.default_rng(0).integers(0, 60, 500)
+    try:
+        got = packing.token_budget_batches(lengths, 256, 9)
+        wanted = packing._budget_in_python(lengths.astype(np.int64), 256, 9)
+        if [list(b) for b in got] != [list(b) for b in wanted]:
+            problem = "the extension cuts other batches than Python does"
+    except Exception as failure:  # noqa: BLE001 - a self-test reports every failure
+        problem = f"{type(failure).__name__}: {failure}"
+    spent = 1000 * (time.perf_counter() - began)
+    op = "token_budget_batches"
+    return Result(op, "cpu", "int64", _usual(op, torch.device("cpu")), {}, None, spent, problem)
