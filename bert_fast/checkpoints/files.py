@@ -14,6 +14,18 @@ SAFETENSORS = "model.safetensors"
 PICKLE = "pytorch_model.bin"
 INDEX_SUFFIX = ".index.json"
 
+COMPANIONS = (
+    "vocab.txt",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "modules.json",
+    "sentence_bert_config.json",
+    "config_sentence_transformers.json",
+)
+"""What is worth having beside weights and config: the tokenizer, and how sentence embeddings are made."""
+
 MAX_JSON_SIZE = 1 << 26
 
 

@@ -120,8 +120,43 @@ def guess_architecture(names: Collection[str]) -> str:
     raise AssertionError("BertModel needs no head, so it always matches")
 
 
-def belongs(name: str, architecture: str) -> bool:
-    """Whether a model of this architecture (a key of HEADS) has a tensor of this Hugging Face name."""
-    if name.startswith(PREFIX):
-        return not (name.startswith(f"{PREFIX}pooler.") and architecture in WITHOUT_POOLER)
-    return name.startswith(HEADS[architecture]) if HEADS[architecture] else False
+def expected(architecture: str, layers: int) -> list[str]:
+    """Every name in the state of a model of this architecture (a key of HEADS), as Hugging Face orders them."""
+    encoder = [f"embeddings.{table}_embeddings.weight" for table in ("word", "position", "token_type")]
+    encoder += _both("embeddings.LayerNorm")
+    for layer in range(layers):
+        for module in _LAYER_MODULES:
+            encoder += _both(f"encoder.layer.{layer}.{module}")
+    if architecture not in WITHOUT_POOLER:
+        encoder += _both("pooler.dense")
+    if not HEADS[architecture]:
+        return encoder
+    heads = [name for head in HEADS[architecture] for name in _HEAD_TENSORS[head]]
+    return [PREFIX + name for name in encoder] + heads
+
+
+def _both(module: str) -> list[str]:
+    return [f"{module}.weight", f"{module}.bias"]
+
+
+_LAYER_MODULES = (
+    "attention.self.query",
+    "attention.self.key",
+    "attention.self.value",
+    "attention.output.dense",
+    "attention.output.LayerNorm",
+    "intermediate.dense",
+    "output.dense",
+    "output.LayerNorm",
+)
+_HEAD_TENSORS = {
+    "cls.predictions.": [
+        "cls.predictions.bias",
+        *_both("cls.predictions.transform.dense"),
+        *_both("cls.predictions.transform.LayerNorm"),
+        *_both("cls.predictions.decoder"),
+    ],
+    "cls.seq_relationship.": _both("cls.seq_relationship"),
+    "qa_outputs.": _both("qa_outputs"),
+    "classifier.": _both("classifier"),
+}

@@ -6,27 +6,13 @@ import os
 import re
 from pathlib import Path
 
-from bert_fast.checkpoints.files import CONFIG, GOOGLE_CONFIG, INDEX_SUFFIX, weight_names
+from bert_fast.checkpoints.files import COMPANIONS, CONFIG, GOOGLE_CONFIG, INDEX_SUFFIX, weight_names
 from bert_fast.checkpoints.source import CheckpointError, CheckpointNotFoundError
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(?:/[A-Za-z0-9][\w.-]{0,95})?", re.ASCII)
 _FILE_ENDINGS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".index", ".json")
 
-_SMALL_FILES = (
-    CONFIG,
-    GOOGLE_CONFIG,
-    "vocab.txt",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "modules.json",
-    "sentence_bert_config.json",
-    "config_sentence_transformers.json",
-    "1_Pooling/config.json",
-    "2_Normalize/config.json",
-)
-"""What is worth having beside the weights: configuration, tokenizer, and how sentence embeddings are pooled."""
+_SMALL_FILES = (CONFIG, GOOGLE_CONFIG, *COMPANIONS, "1_Pooling/config.json", "2_Normalize/config.json")
 
 
 def resolve(

@@ -33,9 +33,9 @@ def parse_size(size: int | str) -> int:
 
 
 def writable(state: Mapping[str, Any], tied: Mapping[str, str]) -> dict[str, torch.Tensor]:
-    """The tensors to write: each memory once, as safetensors demands.
+    """The tensors to write: each memory once, as safetensors demands it.
 
-    Of two names for the same memory, the one that `tied` maps to the other is dropped, as in `transformers`; other
+    Of two names for the same values, the one that `tied` maps to the other is dropped, as in `transformers`; other
     tensors that share memory are written apart.
 
     Raises:
@@ -63,7 +63,7 @@ def writable(state: Mapping[str, Any], tied: Mapping[str, str]) -> dict[str, tor
 def _same(value: torch.Tensor, other: torch.Tensor | None) -> bool:
     if other is None or value.shape != other.shape or value.dtype != other.dtype or value.device != other.device:
         return False
-    return value.data_ptr() == other.data_ptr() and value.stride() == other.stride()
+    return (value.data_ptr() == other.data_ptr() and value.stride() == other.stride()) or torch.equal(value, other)
 
 
 def split(tensors: Mapping[str, torch.Tensor], max_shard_size: int) -> dict[str, list[str]]:

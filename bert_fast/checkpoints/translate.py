@@ -16,6 +16,8 @@ class Translated(Closing):
 
     Attributes:
         original: the name in the file, for every name here.
+        unknown: names of a TensorFlow checkpoint that no rule knows; they are kept as they are.
+        foreign: whether the names are another library's, so that all of them have to be known.
         skipped: names in the file that no model wants: optimizer state, and constants that used to be saved.
 
     Raises:
@@ -29,14 +31,17 @@ class Translated(Closing):
         self.tensors: dict[str, TensorInfo] = {}
         self.original: dict[str, str] = {}
         self.skipped: list[str] = []
-        tensorflow = isinstance(source, TensorBundle)
+        self.unknown: list[str] = []
+        self.foreign = isinstance(source, TensorBundle)
         for name, info in source.tensors.items():
-            if names.is_buffer(name) or (tensorflow and names.is_training_state(name)):
+            if names.is_buffer(name) or (self.foreign and names.is_training_state(name)):
                 self.skipped.append(name)
                 continue
-            # A TensorFlow name without a rule stays as it is: it will be unexpected, and reported so.
-            today, transposed = (names.from_tensorflow(name) or (name, False)) if tensorflow else (name, False)
-            today = names.modern(today)
+            today, transposed = names.modern(name), False
+            if self.foreign:
+                rule = names.from_tensorflow(name)
+                today, transposed = rule or (name, False)
+                self.unknown += [] if rule else [name]
             if today in self.tensors:
                 raise CheckpointError(f"{self.path}: {name} and {self.original[today]} both mean {today}")
             if transposed:

@@ -169,7 +169,8 @@ class PreTrainedMixin:
         directory = Path(save_directory)
         if directory.exists() and not directory.is_dir():
             raise ValueError(f"save_directory must be a directory; {directory} is a file")
-        tensors = writable(self.state_dict() if state_dict is None else state_dict, TIED)
+        tied = TIED if self.config.tie_word_embeddings else {}
+        tensors = writable(self.state_dict() if state_dict is None else state_dict, tied)
         directory.mkdir(parents=True, exist_ok=True)
         save_weights(tensors, directory, max_shard_size)
         config = copy.deepcopy(self.config)
@@ -190,8 +191,8 @@ def _judge(planned: Plan, checkpoint: Translated, model: str, options: LoadOptio
     if report.mismatched and (options.strict or not options.ignore_mismatched_sizes):
         shapes = "; ".join(f"{name} is {list(there)}, not {list(here)}" for name, there, here in report.mismatched)
         raise CheckpointError(
-            f"{checkpoint.path} does not have the shapes of this {model}: {shapes}. Give the config the checkpoint's sizes "
-            "(vocab_size=, num_labels=, ...), or pass ignore_mismatched_sizes=True to initialise these anew"
+            f"{checkpoint.path} does not have the shapes of this {model}: {shapes}. Give the config the sizes of "
+            "the checkpoint (vocab_size=, num_labels=, ...), or pass ignore_mismatched_sizes=True to draw these anew"
         )
     if options.strict and (report.missing or report.unexpected):
         raise CheckpointError(
@@ -200,7 +201,7 @@ def _judge(planned: Plan, checkpoint: Translated, model: str, options: LoadOptio
         )
     if planned.random:
         warnings.warn(
-            f"{model}: {', '.join(planned.random)} are not in {checkpoint.path} and were initialised at random; train the "
-            "model before relying on its output",
+            f"{model}: {', '.join(planned.random)} are not in {checkpoint.path} and were initialised at random; train "
+            "the model before relying on its output",
             stacklevel=3,
         )
