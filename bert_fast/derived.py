@@ -1,0 +1,86 @@
+"""Weights in another form for inference (fused qkv, packed for oneDNN), kept beside the model, never on it.
+
+An entry lives as long as its module and is used only while its sources are the tensors it was made from. What PyTorch
+tracks (storage, version counter, dtype, device) is compared on every use. A write through ``.data`` moves no version
+counter, so a sample of the values is compared as well where the extension is there to do it in microseconds; whoever
+changes single elements through ``.data`` calls ``model.refresh()``.
+"""
+
+import weakref
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as _module_hooks
+
+from bert_fast import extension
+
+_SAMPLES = 64
+_entries: "weakref.WeakKeyDictionary[nn.Module, dict[Hashable, _Entry]]" = weakref.WeakKeyDictionary()
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+@dataclass(frozen=True)
+class _Entry:
+    value: Any
+    sources: tuple[Tensor, ...]
+    state: tuple
+
+
+def derive(owner: nn.Module, key: Hashable, sources: Sequence[Tensor], build: Callable[[], Any]) -> Any:
+    """What ``build()`` makes of ``sources``, from the cache of ``owner`` where they have not changed since."""
+    state = tuple((s.data_ptr(), s._version, s.dtype, s.device) for s in sources), _fingerprint(sources)
+    held = _entries.get(owner)
+    entry = None if held is None else held.get(key)
+    if entry is None or entry.state != state:
+        # The detached sources stay referenced: a freed pointer could come back under another tensor.
+        entry = _Entry(build(), tuple(s.detach() for s in sources), state)
+        _entries.setdefault(owner, {})[key] = entry
+    return entry.value
+
+
+def drop(model: nn.Module) -> None:
+    """Forget every derived weight of ``model`` and its submodules."""
+    if len(_entries):
+        for module in model.modules():
+            _entries.pop(module, None)
+
+
+def allowed() -> bool:
+    """Whether derived weights may be used now: no gradient, nothing traced, compiled, exported or captured."""
+    return not (
+        torch.is_grad_enabled()
+        or torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or torch._C._len_torch_dispatch_stack()
+        or _module_hooks._has_any_global_hook()
+    )
+
+
+def plain_linear(module: nn.Module) -> bool:
+    """Whether calling ``module`` is no more than ``F.linear`` with its own, ordinary weight.
+
+    Not so for LoRA, quantised or parametrised layers, for hooks, and for an instance whose ``forward`` was replaced:
+    there the weight alone is not what the module computes.
+    """
+    return (
+        type(module) is nn.Linear
+        and "forward" not in module.__dict__
+        and not any(getattr(module, hooks) for hooks in _HOOKS)
+        and _plain_tensor(module.weight)
+        and (module.bias is None or _plain_tensor(module.bias))
+    )
+
+
+def _plain_tensor(x: Tensor) -> bool:
+    return type(x) in (nn.Parameter, Tensor) and not x.is_inference()
+
+
+def _fingerprint(sources: Sequence[Tensor]) -> int:
+    compiled = extension.module()
+    on_host = [s for s in sources if s.device.type == "cpu" and s.is_contiguous()]
+    if compiled is None or not on_host:
+        return 0
+    return compiled.fingerprint([s.data_ptr() for s in on_host], [s.nbytes for s in on_host], _SAMPLES)

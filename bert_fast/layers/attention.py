@@ -1,0 +1,89 @@
+"""BERT's self-attention and the projection that follows it."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from bert_fast import ops
+from bert_fast.config import BertConfig
+from bert_fast.layers.projection import project, project_joined
+from bert_fast.packing import Layout
+
+
+class BertSelfAttention(nn.Module):
+    """Multi-head self-attention (Vaswani et al., 2017; Hugging Face's ``BertSelfAttention``) over packed rows."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        hidden = config.hidden_size
+        self.num_attention_heads = config.num_attention_heads
+        self.attention_head_size = hidden // config.num_attention_heads
+        self.query = nn.Linear(hidden, hidden)
+        self.key = nn.Linear(hidden, hidden)
+        self.value = nn.Linear(hidden, hidden)
+        self.dropout = nn.Dropout(config.attention_probs_dropout_prob)
+
+    def forward(self, x: Tensor, layout: Layout, probabilities: list[Tensor] | None = None) -> Tensor:
+        """``[T, H]`` -> ``[T, H]``; appends the probabilities ``[B, N, S, S]`` to a list if one is given."""
+        heads = (self.num_attention_heads, self.attention_head_size)
+        joined = project_joined(self, (self.query, self.key, self.value), x)
+        q, k, v = (y.unflatten(-1, heads) for y in joined)
+        p = self.dropout.p if self.training else 0.0
+        if probabilities is not None:
+            return self._with_probabilities(q, k, v, layout, p, probabilities).flatten(1)
+        y = ops.attention(
+            q,
+            k,
+            v,
+            layout.cu_seqlens,
+            layout.max_seqlen,
+            bias=layout.bias,
+            key_mask=layout.key_mask,
+            p=p,
+            groups=layout.groups,
+        )
+        return y.flatten(1)
+
+    def _with_probabilities(
+        self, q: Tensor, k: Tensor, v: Tensor, layout: Layout, p: float, probabilities: list[Tensor]
+    ) -> Tensor:
+        """The same by its definition, on a dense layout, because the caller wants to see the probabilities."""
+        q, k, v = (x.unflatten(0, layout.padded_shape).transpose(1, 2) for x in (q, k, v))
+        mask = layout.bias
+        if layout.key_mask is not None:
+            visible = layout.key_mask.view(layout.padded_shape)[:, None, None, :]
+            mask = torch.zeros(visible.shape, dtype=q.dtype, device=q.device).masked_fill(~visible, -math.inf)
+            v = v.masked_fill(~visible.transpose(2, 3), 0)
+        scale = 1 / math.sqrt(self.attention_head_size)
+        probs = ops.scaled_masked_softmax(q @ k.transpose(-1, -2), mask, scale, p=p)
+        probabilities.append(probs)
+        return (probs @ v).transpose(1, 2).flatten(0, 1)
+
+
+class BertSelfOutput(nn.Module):
+    """The attention's output projection, residual and LayerNorm."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
+        """``LN(residual + dropout(dense(x)))``, all ``[T, H]``."""
+        norm, p = self.LayerNorm, self.dropout.p if self.training else 0.0
+        return ops.dropout_add_layer_norm(project(self.dense, x), residual, norm.weight, norm.bias, norm.eps, p=p)
+
+
+class BertAttention(nn.Module):
+    """Self-attention with its output projection."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.self = BertSelfAttention(config)
+        self.output = BertSelfOutput(config)
+
+    def forward(self, x: Tensor, layout: Layout, probabilities: list[Tensor] | None = None) -> Tensor:
+        """``[T, H]`` -> ``[T, H]``."""
+        return self.output(self.self(x, layout, probabilities), x)

@@ -1,0 +1,50 @@
+"""BertEmbeddings: words, positions and types, added and normalised."""
+
+import torch
+from torch import Tensor, nn
+
+from bert_fast import ops
+from bert_fast.config import BertConfig
+
+
+class BertEmbeddings(nn.Module):
+    """The embedding layer (Devlin et al., 2019; Hugging Face's ``BertEmbeddings``) over packed rows."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        hidden = config.hidden_size
+        self.word_embeddings = nn.Embedding(config.vocab_size, hidden, padding_idx=config.pad_token_id)
+        self.position_embeddings = nn.Embedding(config.max_position_embeddings, hidden)
+        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, hidden)
+        self.LayerNorm = nn.LayerNorm(hidden, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(
+        self,
+        input_ids: Tensor | None,
+        token_type_ids: Tensor | None,
+        position_ids: Tensor,
+        inputs_embeds: Tensor | None = None,
+    ) -> Tensor:
+        """Ids int64 ``[T]``, or ``inputs_embeds [T, H]`` in place of ``input_ids`` -> ``[T, H]``."""
+        norm = self.LayerNorm
+        tables = (self.word_embeddings, self.position_embeddings, self.token_type_embeddings)
+        fusible = all(type(t) is nn.Embedding and t.max_norm is None and not t._forward_hooks for t in tables)
+        if inputs_embeds is None and input_ids is not None and fusible:
+            y = ops.embedding_layer_norm(
+                input_ids,
+                token_type_ids,
+                position_ids,
+                *(table.weight for table in tables),
+                norm.weight,
+                norm.bias,
+                norm.eps,
+                padding_idx=self.word_embeddings.padding_idx,
+            )
+        else:
+            words = self.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
+            if token_type_ids is None:
+                token_type_ids = torch.zeros_like(position_ids)
+            types = self.token_type_embeddings(token_type_ids)
+            y = norm(words + types + self.position_embeddings(position_ids))
+        return self.dropout(y)

@@ -1,0 +1,86 @@
+"""The encoder: BERT's layers, one after another, over packed rows."""
+
+import functools
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from bert_fast import ops
+from bert_fast.config import BertConfig
+from bert_fast.layers.activations import activation_function
+from bert_fast.layers.attention import BertAttention
+from bert_fast.layers.projection import project
+from bert_fast.packing import Layout
+
+
+class BertIntermediate(nn.Module):
+    """The first half of the feed-forward block: a projection and its activation."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.hidden_act = config.hidden_act
+        activation_function(self.hidden_act)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[T, H]`` -> ``[T, I]``."""
+        return project(self.dense, x, self.hidden_act)
+
+
+class BertOutput(nn.Module):
+    """The second half: the projection back, residual and LayerNorm."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
+        """``LN(residual + dropout(dense(x)))``: ``[T, I]`` and ``[T, H]`` -> ``[T, H]``."""
+        norm, p = self.LayerNorm, self.dropout.p if self.training else 0.0
+        return ops.dropout_add_layer_norm(project(self.dense, x), residual, norm.weight, norm.bias, norm.eps, p=p)
+
+
+class BertLayer(nn.Module):
+    """One layer: attention and feed-forward, each with its residual and LayerNorm behind it."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.attention = BertAttention(config)
+        self.intermediate = BertIntermediate(config)
+        self.output = BertOutput(config)
+
+    def forward(self, x: Tensor, layout: Layout, probabilities: list[Tensor] | None = None) -> Tensor:
+        """``[T, H]`` -> ``[T, H]``."""
+        x = self.attention(x, layout, probabilities)
+        return self.output(self.intermediate(x), x)
+
+
+class BertEncoder(nn.Module):
+    """All layers. ``gradient_checkpointing`` recomputes each layer in the backward pass instead of storing it."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.layer = nn.ModuleList(BertLayer(config) for _ in range(config.num_hidden_layers))
+        self.gradient_checkpointing = False
+
+    def forward(
+        self,
+        x: Tensor,
+        layout: Layout,
+        *,
+        hidden_states: list[Tensor] | None = None,
+        probabilities: list[Tensor] | None = None,
+    ) -> Tensor:
+        """``[T, H]`` -> ``[T, H]``; each layer's input and the result are appended to ``hidden_states`` if given."""
+        recompute = self.gradient_checkpointing and self.training and torch.is_grad_enabled() and probabilities is None
+        for layer in self.layer:
+            if hidden_states is not None:
+                hidden_states.append(x)
+            run = functools.partial(checkpoint, layer, use_reentrant=False) if recompute else layer
+            x = run(x, layout, probabilities)
+        if hidden_states is not None:
+            hidden_states.append(x)
+        return x

@@ -1,0 +1,91 @@
+"""The modules that stand on the encoder: pooler, masked-LM head, next-sentence head."""
+
+import torch
+from torch import Tensor, nn
+
+from bert_fast import ops
+from bert_fast.config import BertConfig
+from bert_fast.layers.activations import GELU, activation_function
+from bert_fast.layers.projection import project
+from bert_fast.packing import Layout
+
+
+class BertPooler(nn.Module):
+    """``tanh(dense(first token))``."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, x: Tensor, layout: Layout) -> Tensor:
+        """``[T, H]`` -> ``[B, H]``."""
+        return torch.tanh(project(self.dense, layout.first_rows(x)))
+
+
+class BertPredictionHeadTransform(nn.Module):
+    """The masked-LM head's own layer: dense, activation, LayerNorm."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.hidden_act = config.hidden_act
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[T, H]`` -> ``[T, H]``."""
+        norm, x = self.LayerNorm, project(self.dense, x)
+        if self.hidden_act in GELU:
+            return ops.gelu_layer_norm(x, norm.weight, norm.bias, norm.eps, GELU[self.hidden_act])
+        return ops.layer_norm(activation_function(self.hidden_act)(x), norm.weight, norm.bias, norm.eps)
+
+
+class BertLMPredictionHead(nn.Module):
+    """Transform and decoder; the decoder's weight is the word embedding's where the config ties them."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.transform = BertPredictionHeadTransform(config)
+        self.decoder = nn.Linear(config.hidden_size, config.vocab_size)
+        # The same Parameter under both names that checkpoints use.
+        self.bias = self.decoder.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[T, H]`` -> logits ``[T, V]``."""
+        return project(self.decoder, self.transform(x))
+
+
+class BertOnlyMLMHead(nn.Module):
+    """The masked-LM head alone."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.predictions = BertLMPredictionHead(config)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[T, H]`` -> logits ``[T, V]``."""
+        return self.predictions(x)
+
+
+class BertOnlyNSPHead(nn.Module):
+    """The next-sentence head alone."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.seq_relationship = nn.Linear(config.hidden_size, 2)
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """``[B, H]`` -> logits ``[B, 2]``; class 0 stands for "is next"."""
+        return project(self.seq_relationship, pooled)
+
+
+class BertPreTrainingHeads(nn.Module):
+    """Both heads of pretraining."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.predictions = BertLMPredictionHead(config)
+        self.seq_relationship = nn.Linear(config.hidden_size, 2)
+
+    def forward(self, x: Tensor, pooled: Tensor) -> tuple[Tensor, Tensor]:
+        """``[T, H]`` and ``[B, H]`` -> logits ``[T, V]`` and ``[B, 2]``."""
+        return self.predictions(x), project(self.seq_relationship, pooled)

@@ -1,0 +1,94 @@
+"""Calling a linear layer: as a module, or through a derived weight where that is the same and faster."""
+
+import torch
+from torch import Tensor, nn
+
+from bert_fast import derived, ops
+from bert_fast.layers.activations import GELU, activation_function
+from bert_fast.ops.linear import PackedLinear, cpu_linear_plan, pack_linear
+
+
+def project(module: nn.Module, x: Tensor, hidden_act: str | None = None) -> Tensor:
+    """``activation(module(x))`` for ``x [T, in]``, with the activation fused where the product allows it."""
+    if hidden_act is None or hidden_act in GELU:
+        packed = _packed(module, (module,), x)
+        if packed is not None:
+            return packed(x) if hidden_act is None else packed(x, "gelu", GELU[hidden_act])
+    y = _call(module, x)
+    return y if hidden_act is None else activation_function(hidden_act)(y)
+
+
+def project_joined(owner: nn.Module, modules: tuple[nn.Module, ...], x: Tensor) -> tuple[Tensor, ...]:
+    """``module(x)`` for each of several layers that read the same ``x``: one product where a derived weight may be."""
+    joined = _packed(owner, modules, x) or _joined(owner, modules, x)
+    if joined is None:
+        return tuple(_call(module, x) for module in modules)
+    sizes = [module.out_features for module in modules]
+    return joined(x).split(sizes, dim=-1)
+
+
+def compute_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """The dtype in which an encoder of ``dtype`` best runs on ``device`` now; float32 for 16 bits on most CPUs."""
+    if device.type != "cpu" or not derived.allowed() or torch.is_autocast_enabled("cpu"):
+        return dtype
+    return cpu_linear_plan(dtype)[1]
+
+
+class _Joined:
+    """The product with several layers' weights at once."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        self.weight, self.bias = weight, bias
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return ops.linear(x, self.weight, self.bias)
+
+
+def _call(module: nn.Module, x: Tensor) -> Tensor:
+    # compute_dtype may have raised the encoder's rows above the dtype of a layer that has to be called as it is.
+    parameter = next(module.parameters(), None)
+    if parameter is None or parameter.dtype == x.dtype or not parameter.is_floating_point() or _autocast(x):
+        return module(x)
+    return module(x.to(parameter.dtype)).to(x.dtype)
+
+
+def _autocast(x: Tensor) -> bool:
+    return torch.is_autocast_enabled(x.device.type)
+
+
+def _packed(owner: nn.Module, modules: tuple[nn.Module, ...], x: Tensor) -> PackedLinear | None:
+    if x.device.type != "cpu" or not derived.allowed() or _autocast(x) or not _same_kind(modules):
+        return None
+    pack, dtype = cpu_linear_plan(modules[0].weight.dtype)
+    if not pack or dtype != x.dtype:
+        return None
+    return derived.derive(owner, ("packed", dtype), _sources(modules), lambda: pack_linear(*_join(modules), dtype))
+
+
+def _joined(owner: nn.Module, modules: tuple[nn.Module, ...], x: Tensor) -> _Joined | None:
+    if not derived.allowed() or _autocast(x) or not _same_kind(modules) or modules[0].weight.dtype != x.dtype:
+        return None
+    return derived.derive(owner, "joined", _sources(modules), lambda: _Joined(*_join(modules)))
+
+
+def _same_kind(modules: tuple[nn.Module, ...]) -> bool:
+    if not all(map(derived.plain_linear, modules)):
+        return False
+    first = modules[0]
+    return all(
+        m.weight.dtype == first.weight.dtype
+        and m.weight.device == first.weight.device
+        and (m.bias is None) == (first.bias is None)
+        for m in modules
+    )
+
+
+def _sources(modules: tuple[nn.Module, ...]) -> list[Tensor]:
+    return [p for m in modules for p in (m.weight, m.bias) if p is not None]
+
+
+def _join(modules: tuple[nn.Module, ...]) -> tuple[Tensor, Tensor | None]:
+    if len(modules) == 1:
+        return modules[0].weight, modules[0].bias
+    weight = torch.cat([m.weight for m in modules])
+    return weight, None if modules[0].bias is None else torch.cat([m.bias for m in modules])

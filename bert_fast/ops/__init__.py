@@ -1,0 +1,25 @@
+"""The only door to the kernels: one file per op, each with its schema, its fake, its gradient and its backends."""
+
+from bert_fast.ops.attention import attention
+from bert_fast.ops.attention_groups import AttentionGroups
+from bert_fast.ops.embedding import embedding_layer_norm
+from bert_fast.ops.linear import linear
+from bert_fast.ops.loss import cross_entropy
+from bert_fast.ops.normalization import dropout_add_layer_norm, gelu_layer_norm, layer_norm
+from bert_fast.ops.softmax import scaled_masked_softmax
+from bert_fast.ops.unpad import pad_rows, unpad, unpad_rows
+
+__all__ = [
+    "AttentionGroups",
+    "attention",
+    "cross_entropy",
+    "dropout_add_layer_norm",
+    "embedding_layer_norm",
+    "gelu_layer_norm",
+    "layer_norm",
+    "linear",
+    "pad_rows",
+    "scaled_masked_softmax",
+    "unpad",
+    "unpad_rows",
+]

@@ -1,0 +1,82 @@
+"""How PyTorch's attention runs over a packed batch: sequences of similar length together, so that little is padding."""
+
+from collections import defaultdict
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# Lengths are rounded up to this before they are grouped: fewer, larger calls against a little padding.
+GRANULE = 16
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Sequences that run in one call: ``rows [b, L]`` of the packed batch, or one sequence's slice of it."""
+
+    rows: Tensor | slice
+    key_mask: Tensor | None
+
+    def gather(self, x: Tensor) -> Tensor:
+        """``x [T, N, D]`` -> ``[b, N, L, D]``; a view where the group is one sequence."""
+        if isinstance(self.rows, slice):
+            return x[self.rows].unsqueeze(0).transpose(1, 2)
+        return x.index_select(0, self.rows.flatten()).unflatten(0, self.rows.shape).transpose(1, 2)
+
+
+class AttentionGroups:
+    """The plan of one packed batch, made once and used by every layer: which sequences run together.
+
+    Args:
+        cu_seqlens: int32 ``[B + 1]``, on the CPU.
+        key_mask: bool ``[T]``; a key that is False is seen by no query.
+    """
+
+    def __init__(self, cu_seqlens: Tensor, key_mask: Tensor | None = None) -> None:
+        bounds = cu_seqlens.tolist()
+        by_length: dict[int, list[tuple[int, int]]] = defaultdict(list)
+        for start, end in zip(bounds, bounds[1:], strict=False):
+            if end > start:
+                by_length[-(-(end - start) // GRANULE)].append((start, end))
+        self._groups: list[_Group] = []
+        self._restore = torch.empty(bounds[-1], dtype=torch.int64)
+        offset = 0
+        for members in by_length.values():
+            longest = max(end - start for start, end in members)
+            for index, (start, end) in enumerate(members):
+                first = offset + index * longest
+                self._restore[start:end] = torch.arange(first, first + end - start)
+            self._groups.append(_group(members, longest, key_mask))
+            offset += len(members) * longest
+        self._in_order = len(self._groups) == 1 and len(by_length) == 1 and offset == bounds[-1]
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float | None, p: float) -> Tensor:
+        """Attention of ``q, k, v [T, N, D]`` within each sequence: ``[T, N, D]``; rows that see no key are 0."""
+        outputs = []
+        for group in self._groups:
+            operands = (group.gather(x) for x in (q, k, v))
+            out = F.scaled_dot_product_attention(*operands, attn_mask=group.key_mask, dropout_p=p, scale=scale)
+            outputs.append(out.transpose(1, 2).flatten(0, 1))
+        if not outputs:
+            return q.new_zeros(q.shape)
+        joined = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+        return joined if self._in_order else joined.index_select(0, self._restore)
+
+
+def _group(members: list[tuple[int, int]], longest: int, key_mask: Tensor | None) -> _Group:
+    if len(members) == 1:
+        rows = slice(*members[0])
+        mask = None if key_mask is None else key_mask[rows][None, None, None]
+        return _Group(rows, mask)
+    starts, ends = (torch.tensor(bound).unsqueeze(1) for bound in zip(*members, strict=True))
+    slots = starts + torch.arange(longest)
+    present = slots < ends
+    rows = torch.where(present, slots, starts)
+    if key_mask is not None:
+        mask = present & key_mask[rows]
+    elif present.all():
+        return _Group(rows, None)
+    else:
+        mask = present
+    return _Group(rows, mask[:, None, None, :])

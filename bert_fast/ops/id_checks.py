@@ -1,0 +1,42 @@
+"""Ids outside their embedding table: an IndexError, at once on CPU and without a wait of its own on a GPU."""
+
+import torch
+from torch import Tensor
+
+TABLES = {1: "input_ids", 2: "position_ids", 3: "token_type_ids"}
+_flags: dict[torch.device, Tensor] = {}
+
+
+def check_ids(name: str, ids: Tensor, rows: int) -> None:
+    """Raise an IndexError that names the argument, the id and the table's size if one of CPU ``ids`` lies outside."""
+    if ids.numel() == 0:
+        return
+    low, high = torch.aminmax(ids)
+    if low < 0 or high >= rows:
+        bad = int(low) if low < 0 else int(high)
+        raise IndexError(f"{name} holds {bad}, but its embedding table has {rows} rows (0 to {rows - 1})")
+
+
+def bad_id_flag(device: torch.device) -> Tensor:
+    """The device's sticky flag, int32 ``[1]``: 0, or the code of the first table that an id lay outside of."""
+    if device not in _flags:
+        _flags[device] = torch.zeros(1, dtype=torch.int32, device=device)
+    return _flags[device]
+
+
+def clamp_ids(code: int, ids: Tensor | None, rows: int) -> Tensor | None:
+    """GPU ids that a gather cannot fail on; one that had to move leaves its table's code in the device's flag."""
+    if ids is None:
+        return None
+    clamped = ids.clamp(0, rows - 1)
+    flag = bad_id_flag(ids.device)
+    moved = (clamped != ids).any().to(flag.dtype) * code
+    torch.where(flag == 0, moved, flag, out=flag)
+    return clamped
+
+
+def raise_for_flag(code: int, device: torch.device) -> None:
+    """Raise the IndexError of an earlier call on ``device`` if its flag, read by the caller, says so; clears it."""
+    if code:
+        _flags[device].zero_()
+        raise IndexError(f"{TABLES[code]} of an earlier batch on {device} held an id outside its embedding table")

@@ -1,0 +1,243 @@
+"""Packed batches: the tokens of several sequences one after another, and how they lie in the padded world."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from bert_fast import extension, ops
+
+
+@dataclass(frozen=True)
+class PackedBatch:
+    """A batch without padding, as a collator makes it: the model takes it in place of ``input_ids``.
+
+    Attributes:
+        input_ids: int64 ``[T]``, the tokens of all sequences one after another (None if ``inputs_embeds`` is given).
+        cu_seqlens: int32 ``[B + 1]``; sequence b owns rows ``cu_seqlens[b]:cu_seqlens[b + 1]``.
+        max_seqlen: the longest sequence's length, or more.
+        position_ids: int64 ``[T]``.
+        token_type_ids: int64 ``[T]``, or None for all 0.
+        inputs_embeds: ``[T, H]``, in place of ``input_ids``.
+
+    It is a pytree, and ``.to()`` and ``.pin_memory()`` move all of it.
+    """
+
+    input_ids: Tensor | None
+    cu_seqlens: Tensor
+    max_seqlen: int
+    position_ids: Tensor
+    token_type_ids: Tensor | None = None
+    inputs_embeds: Tensor | None = None
+
+    @classmethod
+    def from_sequences(
+        cls, input_ids: Sequence[Sequence[int]], token_type_ids: Sequence[Sequence[int]] | None = None
+    ) -> "PackedBatch":
+        """Pack lists (or arrays) of token ids, one per sequence.
+
+        Raises:
+            ValueError: ``token_type_ids`` has other lengths than ``input_ids``.
+        """
+        lengths = np.fromiter(map(len, input_ids), dtype=np.int64, count=len(input_ids))
+        cu_seqlens = np.zeros(len(lengths) + 1, dtype=np.int32)
+        np.cumsum(lengths, out=cu_seqlens[1:])
+        if token_type_ids is not None and [len(row) for row in token_type_ids] != lengths.tolist():
+            raise ValueError("token_type_ids must have the lengths of input_ids, sequence by sequence")
+        position_ids = np.arange(cu_seqlens[-1]) - np.repeat(cu_seqlens[:-1], lengths)
+        return cls(
+            input_ids=_concatenate(input_ids),
+            cu_seqlens=torch.from_numpy(cu_seqlens),
+            max_seqlen=int(lengths.max(initial=0)),
+            position_ids=torch.from_numpy(position_ids),
+            token_type_ids=None if token_type_ids is None else _concatenate(token_type_ids),
+        )
+
+    @property
+    def batch_size(self) -> int:
+        """The number of sequences, B."""
+        return self.cu_seqlens.shape[0] - 1
+
+    def to(self, *args: Any, **kwargs: Any) -> "PackedBatch":
+        """Move every tensor as ``Tensor.to`` does; integers keep their dtype."""
+        return self._map(lambda x: x.to(*args, **kwargs) if x.is_floating_point() else _move(x, *args, **kwargs))
+
+    def pin_memory(self) -> "PackedBatch":
+        """Copy every tensor to page-locked memory, from which a GPU copies without waiting."""
+        return self._map(Tensor.pin_memory)
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> "PackedBatch":
+        values = (getattr(self, field.name) for field in fields(self))
+        return PackedBatch(*(function(x) if isinstance(x, Tensor) else x for x in values))
+
+
+def _move(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    device, _, non_blocking, _ = torch._C._nn._parse_to(*args, **kwargs)
+    return x.to(device=device, non_blocking=non_blocking) if device is not None else x
+
+
+def _concatenate(rows: Sequence[Sequence[int]]) -> Tensor:
+    arrays = [np.asarray(row, dtype=np.int64) for row in rows]
+    return torch.from_numpy(np.concatenate(arrays) if arrays else np.empty(0, dtype=np.int64))
+
+
+def _flatten(batch: PackedBatch) -> tuple[list, int]:
+    return [getattr(batch, name) for name in _TENSORS], batch.max_seqlen
+
+
+def _unflatten(tensors: Sequence, max_seqlen: int) -> PackedBatch:
+    return PackedBatch(max_seqlen=max_seqlen, **dict(zip(_TENSORS, tensors, strict=True)))
+
+
+_TENSORS = [field.name for field in fields(PackedBatch) if field.name != "max_seqlen"]
+pytree.register_pytree_node(PackedBatch, _flatten, _unflatten, serialized_type_name="bert_fast.PackedBatch")
+
+
+def token_budget_batches(lengths: Sequence[int], max_tokens: int, max_sequences: int = 0) -> list[np.ndarray]:
+    """Cut sequences into batches of similar length: sorted longest first, filled up to a budget of tokens.
+
+    Args:
+        lengths: each sequence's length.
+        max_tokens: the most tokens in a batch; a longer sequence is a batch of its own.
+        max_sequences: the most sequences in a batch; 0 for no limit.
+
+    Returns:
+        one int64 array of sequence indices per batch; equal lengths keep their order.
+
+    Raises:
+        ValueError: ``max_tokens`` below 1, ``max_sequences`` below 0 or a negative length.
+    """
+    sizes = np.ascontiguousarray(lengths, dtype=np.int64)
+    if max_tokens < 1:
+        raise ValueError(f"max_tokens must be at least 1, not {max_tokens}")
+    if max_sequences < 0:
+        raise ValueError(f"max_sequences must be at least 0 (no limit), not {max_sequences}")
+    if sizes.size and sizes.min() < 0:
+        raise ValueError(f"lengths must be at least 0, not {sizes.min()}")
+    module = extension.module()
+    if module is None:
+        return _budget_in_python(sizes, max_tokens, max_sequences)
+    order, offsets = np.empty(sizes.size, dtype=np.int64), np.empty(sizes.size + 1, dtype=np.int64)
+    pointers = (order.ctypes.data, offsets.ctypes.data)
+    count = module.token_budget_batches(sizes.ctypes.data, sizes.size, max_tokens, max_sequences, *pointers)
+    return np.split(order, offsets[1:count]) if count else []
+
+
+def _budget_in_python(sizes: np.ndarray, max_tokens: int, max_sequences: int) -> list[np.ndarray]:
+    order = np.argsort(-sizes, kind="stable")
+    cuts, tokens, count = [], 0, 0
+    for place, index in enumerate(order.tolist()):
+        full = tokens + sizes[index] > max_tokens or (max_sequences and count == max_sequences)
+        if count and full:
+            cuts.append(place)
+            tokens, count = 0, 0
+        tokens, count = tokens + sizes[index], count + 1
+    return np.split(order, cuts) if order.size else []
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the rows of a packed tensor come from, and what they may see; made once per forward pass.
+
+    Attributes:
+        cu_seqlens, max_seqlen: as in :class:`PackedBatch`.
+        padded_shape: ``(B, S)`` of the padded batch; None when the caller handed a PackedBatch.
+        indices: int64 ``[T]``, each row's flat place in ``[B * S]``; None when every place has a row.
+        key_mask: bool ``[T]``; False marks rows that are computed though the mask hides them: no query sees them.
+        zero_hidden: whether hidden places come back as zeros (else as computed).
+        bias: additive scores ``[B or 1, N or 1, S, S]`` of a 3D or 4D mask.
+        groups: the plan of PyTorch's CPU attention.
+    """
+
+    cu_seqlens: Tensor
+    max_seqlen: int
+    padded_shape: tuple[int, int] | None = None
+    indices: Tensor | None = None
+    key_mask: Tensor | None = None
+    zero_hidden: bool = False
+    bias: Tensor | None = None
+    groups: ops.AttentionGroups | None = None
+
+    def pack(self, x: Tensor) -> Tensor:
+        """``[B, S, ...]`` -> ``[T, ...]``; a tensor that is packed already stays as it is."""
+        if self.padded_shape is None:
+            return x
+        return x.flatten(0, 1) if self.indices is None else ops.unpad_rows(x, self.indices)
+
+    def unpack(self, x: Tensor) -> Tensor:
+        """``[T, ...]`` -> ``[B, S, ...]``, zeros where there is no row; for a PackedBatch, ``x`` itself."""
+        if self.padded_shape is None:
+            return x
+        if self.zero_hidden and self.key_mask is not None:
+            x = x.masked_fill(~self.key_mask.view(-1, *[1] * (x.dim() - 1)), 0)
+        if self.indices is None:
+            return x.unflatten(0, self.padded_shape)
+        return ops.pad_rows(x, self.indices, *self.padded_shape)
+
+    def with_zeroed_hidden(self) -> "Layout":
+        """The same layout, returning zeros at hidden places."""
+        return replace(self, zero_hidden=True)
+
+    def with_bias_of(self, x: Tensor) -> "Layout":
+        """The same layout with its additive scores in the dtype of ``x``."""
+        return self if self.bias is None else replace(self, bias=self.bias.to(x.dtype))
+
+    def first_rows(self, x: Tensor) -> Tensor:
+        """Each sequence's first row: ``[T, H]`` -> ``[B, H]``; zeros for an empty sequence of a PackedBatch."""
+        starts = self.cu_seqlens[:-1].long()
+        if self.padded_shape is not None:
+            return x.index_select(0, starts)
+        empty = self.cu_seqlens[1:] == self.cu_seqlens[:-1]
+        return x.index_select(0, starts.clamp(max=x.shape[0] - 1)).masked_fill(empty[:, None], 0)
+
+
+def layout_of_packed(batch: PackedBatch) -> Layout:
+    """The layout of a batch that is packed already: nothing to compute, nothing to wait for."""
+    return Layout(batch.cu_seqlens, batch.max_seqlen, groups=_groups(batch.cu_seqlens, None))
+
+
+def layout_of_dense(batch: int, seqlen: int, device: torch.device, bias: Tensor | None = None) -> Layout:
+    """The layout of a padded batch of which every place is computed and visible (but for ``bias``)."""
+    cu_seqlens = torch.arange(0, batch * seqlen + 1, max(seqlen, 1), dtype=torch.int32, device=device)[: batch + 1]
+    if seqlen == 0:
+        cu_seqlens = torch.zeros(batch + 1, dtype=torch.int32, device=device)
+    groups = None if bias is not None else _groups(cu_seqlens, None)
+    return Layout(cu_seqlens, seqlen, (batch, seqlen), bias=bias, groups=groups)
+
+
+def layout_of_mask(mask: Tensor, *, keep: Tensor | None = None, exact: bool = False) -> Layout:
+    """The layout of a padded batch with a 2D mask.
+
+    Args:
+        mask: bool ``[B, S]``, True where a token is visible.
+        keep: bool ``[B, S]``, places to compute even if hidden, because something reads them (pooler, labels).
+        exact: compute every place, and return the hidden ones as Hugging Face does.
+    """
+    batch, seqlen = mask.shape
+    compiling = torch.compiler.is_compiling()
+    if not exact:
+        kept = mask if keep is None else mask | keep
+        indices, cu_seqlens, max_seqlen, some_hidden = ops.unpad(kept, None if keep is None else mask)
+        if not compiling and indices.shape[0] == batch * seqlen:
+            indices = None
+        key_mask = None
+        if some_hidden:
+            key_mask = mask.flatten() if indices is None else mask.flatten()[indices]
+    else:
+        indices, key_mask = None, mask.flatten()
+        if not compiling and mask.device.type == "cpu" and bool(key_mask.all()):
+            key_mask = None
+        dense = layout_of_dense(batch, seqlen, mask.device)
+        cu_seqlens, max_seqlen = dense.cu_seqlens, seqlen
+    groups = _groups(cu_seqlens, key_mask)
+    return Layout(cu_seqlens, max_seqlen, (batch, seqlen), indices, key_mask, not exact, groups=groups)
+
+
+def _groups(cu_seqlens: Tensor, key_mask: Tensor | None) -> ops.AttentionGroups | None:
+    if torch.compiler.is_compiling() or cu_seqlens.device.type != "cpu":
+        return None
+    return ops.AttentionGroups(cu_seqlens, key_mask)
