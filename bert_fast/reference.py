@@ -159,7 +159,7 @@ def attention(
 
 
 def padded_rows(cu_seqlens: Tensor, max_seqlen: int, tokens: int) -> tuple[Tensor, Tensor]:
-    """Dropout (Srivastava et al., 2014) by the Philox of ``seed`` and ``site``, or by PyTorch's own generator.
+    """The packed row behind each slot of the padded batch, int64 ``[B, S]``, and whether there is one, bool."""
     starts, ends = cu_seqlens[:-1].long(), cu_seqlens[1:].long()
     rows = starts[:, None] + torch.arange(max_seqlen, device=cu_seqlens.device)
     return rows.clamp(max=max(tokens - 1, 0)), rows < ends[:, None]
@@ -173,7 +173,7 @@ def sequence_of_row(cu_seqlens: Tensor, tokens: int) -> tuple[Tensor, Tensor]:
 
 
 def dropout(x: Tensor, p: float, seed: Tensor | None = None, site: int = 0, width: int | None = None) -> Tensor:
-    """Dropout (Srivastava et al., 2014) by the Philox of ``seed`` and ``site``; without seed, by PyTorch's generator.
+    """Dropout (Srivastava et al., 2014) by the Philox of ``seed`` and ``site``, or by PyTorch's own generator.
 
     ``width`` is the stride between rows in the mask's index: the length of the last dimension by default.
     """
