@@ -146,7 +146,8 @@ def row_plan(hidden: int, itemsize: int, values: int, num_warps: int = 4) -> Row
     """Cut rows of ``hidden`` elements so that a thread holds about ``values`` of a row, and no more if it can be.
 
     Of those cuts, the one that covers the fewest columns beyond H; then the one that fills ``values`` best, because
-    narrow chunks keep a row within few warps; then the widest vectors. ``itemsize`` is the narrowest tensor's.
+    narrow chunks keep a row within few warps; then the widest vectors. ``itemsize`` is the widest tensor's: a thread
+    then holds the same columns of every tensor, and no tile changes hands between load and store.
     """
 
     def cost(cut: tuple[int, int]) -> tuple[int, int, int]:

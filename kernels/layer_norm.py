@@ -275,9 +275,16 @@ def _backward_kernel(
 # --- launchers ---
 
 _FORWARD_VALUES = 32  # of a row in one thread: whole rows in a warp up to 1,024 columns of 16 bits
-_BACKWARD_VALUES = 16  # fewer, since each of them carries two or three column sums
-_BACKWARD_WARPS = 16  # of all programs on one multiprocessor, which is what 128 registers a thread allow
-_BACKWARD_REGISTERS = 128
+_BACKWARD_VALUES = 12  # fewer, since each of them carries two or three column sums
+
+
+def _backward_residency(held: int) -> tuple[int, int]:
+    """(registers a thread may take, warps a multiprocessor then holds) for ``held`` values of a row in one thread.
+
+    The grid is persistent, so it must fit: 65,536 registers are 20 warps at 96 and 16 at 128. The caps are what the
+    kernel needs without spilling; left alone the compiler takes more, and with it the warps that hide latency.
+    """
+    return (96, 20) if held <= 8 else (128, 16)
 
 
 def layer_norm_forward(
@@ -402,7 +409,7 @@ def normalise(
     if tokens == 0:
         return y, mean, rstd
     x, residual = contiguous_rows(x), contiguous_rows(residual)
-    itemsize = min(t.element_size() for t in (x, y, residual) if t is not None)
+    itemsize = max(t.element_size() for t in (x, y, residual) if t is not None)
     plan = row_plan(hidden, itemsize, _FORWARD_VALUES)
     with on_device(x):
         _forward_kernel[(cdiv(tokens, plan.rows),)](
@@ -465,9 +472,11 @@ def normalise_backward(
         outs = [out.zero_() for out in outs]
         return outs[0], outs[1], outs[2] if x_bias_grad else None
     dy, x, dy_more = contiguous_rows(dy), contiguous_rows(x), contiguous_rows(dy_more)
-    itemsize = min(t.element_size() for t in (dy, x, dz, dx) if t is not None)
+    itemsize = max(t.element_size() for t in (dy, x, dz, dx) if t is not None)
     plan = row_plan(hidden, itemsize, _BACKWARD_VALUES)
-    programs = multiprocessors(x.device) * max(1, _BACKWARD_WARPS // plan.num_warps)
+    held = plan.chunks * plan.vector
+    registers, warps = _backward_residency(held)
+    programs = multiprocessors(x.device) * max(1, warps // plan.num_warps)
     programs = min(programs, cdiv(tokens, plan.rows))
     partials = torch.empty((sums, programs, hidden), dtype=torch.float32, device=x.device)
     with on_device(x):
@@ -498,9 +507,9 @@ def normalise_backward(
             CHUNKS=plan.chunks,
             ROWS=plan.rows,
             VECTOR=plan.vector,
-            STAGES=2 if plan.chunks * plan.vector <= 12 else 1,
+            STAGES=2 if held <= 12 else 1,
             num_warps=plan.num_warps,
-            maxnreg=_BACKWARD_REGISTERS,
+            maxnreg=registers,
         )
         column_sums(partials, outs)
     return outs[0], outs[1], outs[2] if x_bias_grad else None
