@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from bert_fast import ops
 from bert_fast.config import BertConfig
-from bert_fast.layers.projection import project, project_joined
+from bert_fast.layers.projection import project_joined
+from bert_fast.layers.residual import ResidualOutput
 from bert_fast.packing import Layout
 
 
@@ -61,19 +62,11 @@ class BertSelfAttention(nn.Module):
         return (probs @ v).transpose(1, 2).flatten(0, 1)
 
 
-class BertSelfOutput(nn.Module):
+class BertSelfOutput(ResidualOutput):
     """The attention's output projection, residual and LayerNorm."""
 
     def __init__(self, config: BertConfig) -> None:
-        super().__init__()
-        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
-        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
-
-    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
-        """``LN(residual + dropout(dense(x)))``, all ``[T, H]``."""
-        norm, p = self.LayerNorm, self.dropout.p if self.training else 0.0
-        return ops.dropout_add_layer_norm(project(self.dense, x), residual, norm.weight, norm.bias, norm.eps, p=p)
+        super().__init__(config.hidden_size, config)
 
 
 class BertAttention(nn.Module):

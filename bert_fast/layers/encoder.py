@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from bert_fast import ops
 from bert_fast.config import BertConfig
 from bert_fast.layers.activations import activation_function
 from bert_fast.layers.attention import BertAttention
 from bert_fast.layers.projection import project
+from bert_fast.layers.residual import ResidualOutput
 from bert_fast.packing import Layout
 
 
@@ -28,19 +28,11 @@ class BertIntermediate(nn.Module):
         return project(self.dense, x, self.hidden_act)
 
 
-class BertOutput(nn.Module):
+class BertOutput(ResidualOutput):
     """The second half: the projection back, residual and LayerNorm."""
 
     def __init__(self, config: BertConfig) -> None:
-        super().__init__()
-        self.dense = nn.Linear(config.intermediate_size, config.hidden_size)
-        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
-
-    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
-        """``LN(residual + dropout(dense(x)))``: ``[T, I]`` and ``[T, H]`` -> ``[T, H]``."""
-        norm, p = self.LayerNorm, self.dropout.p if self.training else 0.0
-        return ops.dropout_add_layer_norm(project(self.dense, x), residual, norm.weight, norm.bias, norm.eps, p=p)
+        super().__init__(config.intermediate_size, config)
 
 
 class BertLayer(nn.Module):

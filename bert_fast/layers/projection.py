@@ -18,6 +18,12 @@ def project(module: nn.Module, x: Tensor, hidden_act: str | None = None) -> Tens
     return y if hidden_act is None else activation_function(hidden_act)(y)
 
 
+def project_and_add(module: nn.Module, x: Tensor, residual: Tensor) -> Tensor | None:
+    """``residual + module(x)`` in one pass over memory, where the product can add; else None."""
+    packed = _packed(module, (module,), x)
+    return None if packed is None or residual.dtype != x.dtype else packed.add(x, residual)
+
+
 def project_joined(owner: nn.Module, modules: tuple[nn.Module, ...], x: Tensor) -> tuple[Tensor, ...]:
     """``module(x)`` for each of several layers that read the same ``x``: one product where a derived weight may be."""
     joined = _packed(owner, modules, x) or _joined(owner, modules, x)

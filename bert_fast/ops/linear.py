@@ -13,8 +13,8 @@ from torch import Tensor
 
 CPU_LINEAR = ("auto", "onednn", "torch")
 _setting = os.environ.get("BERT_FAST_CPU_LINEAR", "auto")
-# A packed product must be this much faster than F.linear to be worth a second copy of the weights.
-_WORTHWHILE = 1.03
+# Packed float32 is the rule; what departs from it must be this much faster, so that noise does not decide.
+_CLEARLY_FASTER = 1.2
 _pinned: dict[torch.dtype, tuple[bool, torch.dtype]] = {}
 
 
@@ -29,6 +29,10 @@ class PackedLinear:
         """``activation(x @ weight.T + bias)`` for ``x [T, in]``; ``activation`` is "none" or "gelu"."""
         scalars: list = []
         return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, activation, scalars, approximate)
+
+    def add(self, x: Tensor, other: Tensor) -> Tensor:
+        """``other + x @ weight.T + bias`` for ``other [T, out]``."""
+        return torch.ops.mkldnn._linear_pointwise.binary(x, other, self.weight, self.bias, "add")
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -77,48 +81,37 @@ def pinned_cpu_linear(dtype: torch.dtype, plan: tuple[bool, torch.dtype]) -> Ite
 
 
 def cpu_linear_plan(dtype: torch.dtype) -> tuple[bool, torch.dtype]:
-    """Whether to pack weights for CPU inference with a model of ``dtype``, and the dtype to compute in."""
-    return _pinned.get(dtype) or _measured_plan(dtype)
-
-
-@functools.cache
-def _measured_plan(dtype: torch.dtype) -> tuple[bool, torch.dtype]:
-    """The plan of ``cpu_linear_plan``, by the setting.
+    """Whether to pack weights for CPU inference with a model of ``dtype``, and the dtype to compute in.
 
     "auto" times one 256 x 768 x 768 product of each kind, once per process (some milliseconds). A 16-bit model computes
-    in float32 where the CPU's 16-bit products are the slower ones, which only brings it nearer to the truth.
+    in float32 unless the CPU's 16-bit products are clearly faster; that only brings it nearer to the truth.
     """
     if _setting not in CPU_LINEAR:
         raise ValueError(f"BERT_FAST_CPU_LINEAR must be one of {CPU_LINEAR}, not {_setting!r}")
     if _setting == "torch" or not torch.backends.mkldnn.is_available() or dtype == torch.float64:
         return False, dtype
-    candidates = [dtype] if dtype == torch.float32 else [dtype, torch.float32]
-    candidates = [c for c in candidates if _onednn_runs(c)]
-    if not candidates:
-        return False, dtype
     x, w, b = (torch.rand(*shape) for shape in ((256, 768), (768, 768), (768,)))
-    runs: dict[torch.dtype | None, Callable[[], Tensor]] = {}
-    for candidate in candidates:
-        packed, operand = pack_linear(w, b, candidate), x.to(candidate)
-        runs[candidate] = functools.partial(packed, operand)
+    plans = [(True, torch.float32)]
+    if dtype != torch.float32 and _onednn_runs(dtype):
+        plans.append((True, dtype))
     if _setting == "auto":
-        runs[None] = functools.partial(F.linear, x.to(dtype), w.to(dtype), b.to(dtype))
+        plans.append((False, dtype))
+    runs: dict[tuple[bool, torch.dtype], Callable[[], Tensor]] = {}
+    for packed, kind in plans:
+        multiply = pack_linear(w, b, kind) if packed else functools.partial(linear, weight=w.to(kind), bias=b.to(kind))
+        runs[packed, kind] = functools.partial(multiply, x.to(kind))
     seconds = _interleaved_minimum(runs)
-    best = min(candidates, key=lambda c: seconds[c])
-    if _setting == "auto" and seconds[best] * _WORTHWHILE > seconds[None]:
-        return False, dtype
-    return True, best
+    fastest = min(plans, key=lambda plan: seconds[plan])
+    return fastest if seconds[fastest] * _CLEARLY_FASTER < seconds[plans[0]] else plans[0]
 
 
 def _onednn_runs(dtype: torch.dtype) -> bool:
     if dtype == torch.bfloat16:
         return torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    if dtype == torch.float16:
-        return torch.ops.mkldnn._is_mkldnn_fp16_supported()
-    return dtype == torch.float32
+    return dtype == torch.float16 and torch.ops.mkldnn._is_mkldnn_fp16_supported()
 
 
-def _interleaved_minimum(runs: dict, rounds: int = 5) -> dict:
+def _interleaved_minimum(runs: dict, rounds: int = 7) -> dict:
     best = dict.fromkeys(runs, float("inf"))
     with torch.no_grad():
         for _ in range(rounds):
