@@ -24,10 +24,17 @@ _loaded: tuple[ModuleType | None, str | None] | None = None
 
 def require_installed() -> None:
     """Raise ImportError, in one line, if this is the bare source tree: only an install maps ``kernels/`` into place."""
-    if importlib.util.find_spec("bert_fast.kernels") is None:
+    kernels = importlib.util.find_spec("bert_fast.kernels")
+    if kernels is None:
         raise ImportError(
             f"bert_fast is not installed: {_PACKAGE} is its source. Run `pip install -e .` in {_PACKAGE.parent}, or, "
             "if bert_fast is installed elsewhere, start Python in another folder."
+        )
+    found = [Path(folder).resolve() for folder in kernels.submodule_search_locations or []]
+    if not {_PACKAGE / "kernels", _PACKAGE.parent / "kernels"} & set(found):
+        raise ImportError(
+            f"bert_fast is imported from {_PACKAGE}, but another one is installed, with its kernels in {found[0]}. "
+            f"Run `pip install -e .` in {_PACKAGE.parent}, or start Python in another folder."
         )
 
 
@@ -44,9 +51,9 @@ def unavailable_reason() -> str | None:
 def build_info() -> dict[str, Any]:
     """Facts of this build.
 
-    ``version``; ``extension`` (is it in use?) and ``reason`` (why not, or None); ``compiler``; ``made_for`` (pybind11 and
-    Python); ``cuda`` (has it CUDA code?), ``nvcc`` (its version, or None) and ``archs`` (such as ``["80", "90"]``);
-    ``notes`` (a list of what the build had to leave out, and why).
+    ``version``; ``extension`` (is it in use?) and ``reason`` (why not, or None); ``compiler``; ``made_for`` (pybind11
+    and Python); ``cuda`` (has it CUDA code?), ``nvcc`` (its version, or None) and ``archs`` (such as ``["80", "90"]``);
+    ``notes`` (what the build had to leave out, and why).
     """
     compiled, reason = _load()
     info = {"version": None, "compiler": None, "made_for": None, "cuda": False, "nvcc": None, "archs": []}

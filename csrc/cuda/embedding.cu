@@ -10,6 +10,10 @@ namespace {
 
 constexpr int kThreads = 256;
 
+// As many blocks as share a multiprocessor without spilling registers on any architecture.
+template <typename Row>
+constexpr int kBlocksPerSM = Row::kVec == 8 ? 3 : 2;
+
 struct Arguments {
     const int64_t* input_ids;
     const int64_t* token_type_ids;
@@ -43,7 +47,7 @@ __device__ float sum_lanes(float x) {
 }
 
 template <typename Row, typename T, int LANES>
-__global__ void __launch_bounds__(kThreads) embedding_layer_norm(Arguments a) {
+__global__ void __launch_bounds__(kThreads, kBlocksPerSM<Row>) embedding_layer_norm(Arguments a) {
     constexpr int kRows = kThreads / LANES;
     const int lane = threadIdx.x % LANES;
     const int64_t stride = int64_t{gridDim.x} * kRows;
@@ -56,8 +60,10 @@ __global__ void __launch_bounds__(kThreads) embedding_layer_norm(Arguments a) {
         if (bad != kIdsFine && lane == 0) atomicCAS(a.bad_id, 0, bad);
 
         const int64_t hidden = a.sizes.hidden;
-        Row row{{static_cast<const T*>(a.word) + word * hidden, static_cast<const T*>(a.position) + position * hidden,
-                 static_cast<const T*>(a.type) + type * hidden, static_cast<int>(hidden), lane, LANES}};
+        Row row;
+        row.source = {static_cast<const T*>(a.word) + word * hidden,
+                      static_cast<const T*>(a.position) + position * hidden,
+                      static_cast<const T*>(a.type) + type * hidden, static_cast<int>(hidden), lane, LANES};
         const float mean = sum_lanes<LANES>(row.read_sum()) / static_cast<float>(hidden);
         const float variance = sum_lanes<LANES>(row.squared_deviations(mean)) / static_cast<float>(hidden);
         const float rstd = 1.0f / sqrtf(variance + a.eps);

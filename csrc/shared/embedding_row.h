@@ -30,7 +30,8 @@ BERT_FAST_HD Pack<T, VEC> load_pack(const T* source) {
         return pack;
     }
 #endif
-    std::memcpy(&pack, source, sizeof pack);
+    BERT_FAST_UNROLL
+    for (int k = 0; k < VEC; ++k) pack.values[k] = source[k];
     return pack;
 }
 
@@ -44,7 +45,8 @@ BERT_FAST_HD void store_pack(T* target, const Pack<T, VEC>& pack) {
         return;
     }
 #endif
-    std::memcpy(target, &pack, sizeof pack);
+    BERT_FAST_UNROLL
+    for (int k = 0; k < VEC; ++k) target[k] = pack.values[k];
 }
 
 // The three table rows that are summed, and who reads which part of them.

@@ -1,0 +1,144 @@
+// Runs the templates of csrc/shared as the kernels do, one thread after the other, for the tests to compare with NumPy.
+#include <algorithm>
+#include <cmath>
+#include <type_traits>
+#include <vector>
+
+#include "shared/embedding_row.h"
+#include "shared/floats.h"
+#include "shared/unpad.h"
+
+using namespace bert_fast;
+
+namespace {
+
+// As pack_range in cuda/unpad.cu, with the block scan done by a loop.
+int64_t pack_range(const uint8_t* mask, const Tiling& tiling, int threads, int64_t seqlen, int64_t begin, int64_t end,
+                   int64_t before, int64_t* indices, int32_t* cu_seqlens) {
+    std::vector<uint16_t> packed(static_cast<size_t>(threads) * kMaskBytes);
+    for (int64_t chunk = begin; chunk < end; chunk += static_cast<int64_t>(threads) * kMaskBytes) {
+        int visible = 0;
+        for (int thread = 0; thread < threads; ++thread) {
+            const int64_t first = chunk + thread * kMaskBytes;
+            const uint32_t bits = visible_bits(mask, first, tiling.positions, false);
+            if (first < tiling.positions) {
+                write_row_starts(bits, first, before + visible, tiling.positions, seqlen, cu_seqlens);
+            }
+            write_visible(bits, thread, visible, packed.data());
+            visible += count_bits(bits);
+        }
+        for (int i = 0; i < visible; ++i) indices[before + i] = chunk + packed[i];
+        before += visible;
+    }
+    return before;
+}
+
+template <typename Row, typename T>
+void embedding_rows(const int64_t* ids, const int64_t* types, const int64_t* positions, const T* word, const T* position,
+                    const T* type, const T* gamma, const T* beta, T* out, float* mean, float* rstd, const int64_t* sizes,
+                    float eps, int lanes, int32_t* bad_id) {
+    const int64_t tokens = sizes[0], hidden = sizes[1];
+    for (int64_t token = 0; token < tokens; ++token) {
+        BadId bad = kIdsFine;
+        const int64_t w = resolve_id(ids[token], sizes[2], kBadWord, &bad);
+        const int64_t p = resolve_id(positions[token], sizes[3], kBadPosition, &bad);
+        const int64_t t = resolve_id(types[token], sizes[4], kBadType, &bad);
+        if (bad != kIdsFine && *bad_id == 0) *bad_id = bad;
+        std::vector<Row> rows;
+        float sum = 0, squares = 0;
+        for (int lane = 0; lane < lanes; ++lane) {
+            rows.emplace_back();
+            rows.back().source = {word + w * hidden, position + p * hidden, type + t * hidden, static_cast<int>(hidden),
+                                  lane, lanes};
+            sum += rows.back().read_sum();
+        }
+        mean[token] = sum / static_cast<float>(hidden);
+        for (const Row& row : rows) squares += row.squared_deviations(mean[token]);
+        rstd[token] = 1.0f / std::sqrt(squares / static_cast<float>(hidden) + eps);
+        for (const Row& row : rows) row.write(mean[token], rstd[token], gamma, beta, out + token * hidden);
+    }
+}
+
+template <typename T>
+int embedding(const char* kind, const int64_t* ids, const int64_t* types, const int64_t* positions, const void* word,
+              const void* position, const void* type, const void* gamma, const void* beta, void* out, float* mean,
+              float* rstd, const int64_t* sizes, float eps, int32_t* bad_id) {
+    constexpr int kVec = 16 / sizeof(T);
+    const auto run = [&](auto* row, int lanes) {
+        using Row = std::remove_pointer_t<decltype(row)>;
+        embedding_rows<Row, T>(ids, types, positions, static_cast<const T*>(word), static_cast<const T*>(position),
+                               static_cast<const T*>(type), static_cast<const T*>(gamma), static_cast<const T*>(beta),
+                               static_cast<T*>(out), mean, rstd, sizes, eps, lanes, bad_id);
+        return 0;
+    };
+    const int lanes = kind[0] == 'w' ? kWarpLanes : kBlockLanes;  // warp, block or streamed
+    if (kind[0] == 's') return run(static_cast<StreamedRow<T, 1>*>(nullptr), lanes);
+    if (kind[1] == 'v') return run(static_cast<CachedRow<T, kVec, kCachedElements / kVec>*>(nullptr), lanes);
+    return run(static_cast<CachedRow<T, 1, kCachedElements>*>(nullptr), lanes);
+}
+
+}  // namespace
+
+extern "C" {
+
+int64_t harness_tiles(int64_t batch, int64_t seqlen, int64_t chunk, int64_t* tile) {
+    const Tiling tiling = make_tiling(batch, seqlen, chunk);
+    *tile = tiling.tile;
+    return tiling.tiles;
+}
+
+// As the four launches of unpad_cuda.
+void harness_unpad(const uint8_t* mask, int64_t batch, int64_t seqlen, int threads, int64_t* indices,
+                   int32_t* cu_seqlens, int64_t* stats) {
+    const int64_t chunk = static_cast<int64_t>(threads) * kMaskBytes;
+    const Tiling tiling = make_tiling(batch, seqlen, chunk);
+    std::vector<int64_t> counts(static_cast<size_t>(tiling.tiles));
+    for (int64_t tile = 0; tile < tiling.tiles; ++tile) {
+        for (int64_t first = tile * tiling.tile; first < (tile + 1) * tiling.tile; first += kMaskBytes) {
+            counts[tile] += count_bits(visible_bits(mask, first, tiling.positions, false));
+        }
+    }
+    int64_t total = 0;
+    for (int64_t tile = 0; tile < tiling.tiles; ++tile) {
+        const int64_t begin = tile * tiling.tile, end = std::min(begin + tiling.tile, tiling.positions);
+        pack_range(mask, tiling, threads, seqlen, begin, end, total, indices, cu_seqlens);
+        total += counts[tile];
+    }
+    cu_seqlens[batch] = clamp_to_int32(total);
+    stats[0] = total;
+    stats[1] = 0;
+    for (int64_t row = 0; row < batch; ++row) {
+        stats[1] = std::max<int64_t>(stats[1], cu_seqlens[row + 1] - cu_seqlens[row]);
+    }
+}
+
+uint32_t harness_nonzero_bytes(uint32_t word) { return nonzero_bytes(word); }
+
+int32_t harness_clamp(int64_t x) { return clamp_to_int32(x); }
+
+// The row starts a thread writes whose first position is far beyond 2^31.
+void harness_row_starts(uint32_t bits, int64_t first, int64_t before, int64_t positions, int64_t seqlen, int64_t base,
+                        int32_t* cu_seqlens) {
+    write_row_starts(bits, first, before, positions, seqlen, cu_seqlens - base);
+}
+
+void harness_to_float(const char* type, const uint16_t* bits, float* out, int64_t n) {
+    for (int64_t i = 0; i < n; ++i) out[i] = type[0] == 'h' ? to_float(Half{bits[i]}) : to_float(BFloat16{bits[i]});
+}
+
+void harness_from_float(const char* type, const float* x, uint16_t* out, int64_t n) {
+    for (int64_t i = 0; i < n; ++i) {
+        out[i] = type[0] == 'h' ? from_float<Half>(x[i]).bits : from_float<BFloat16>(x[i]).bits;
+    }
+}
+
+// kind: "wv" and "ws" (a warp per row, vector and scalar), "bv" and "bs" (a block per row), "s" (streamed).
+// sizes: tokens, hidden, vocab, positions, types. dtype: f(loat), h(alf), b(float16).
+int harness_embedding(const char* kind, const char* dtype, const int64_t* ids, const int64_t* types,
+                      const int64_t* positions, const void* word, const void* position, const void* type,
+                      const void* gamma, const void* beta, void* out, float* mean, float* rstd, const int64_t* sizes,
+                      float eps, int32_t* bad_id) {
+    const auto run = dtype[0] == 'f' ? embedding<float> : dtype[0] == 'h' ? embedding<Half> : embedding<BFloat16>;
+    return run(kind, ids, types, positions, word, position, type, gamma, beta, out, mean, rstd, sizes, eps, bad_id);
+}
+}

@@ -1,0 +1,79 @@
+"""What nvcc made of the CUDA sources, read from the extension that is installed: checked without a GPU."""
+
+import importlib.util
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from bert_fast import build_info, extension
+
+KERNELS = ("embedding_layer_norm", "unpad_in_one_block", "count_tiles", "scan_tiles", "pack_tiles", "find_longest")
+
+
+@pytest.fixture(scope="module")
+def cuobjdump() -> str:
+    """The command: from the CUDA toolkit, or from Triton, which brings its own."""
+    if not build_info()["cuda"]:
+        pytest.skip("the extension has no CUDA code here: " + ("; ".join(build_info()["notes"]) or str(build_info())))
+    triton = importlib.util.find_spec("triton")
+    folders = [str(Path(triton.origin).parent / "backends/nvidia/bin")] if triton and triton.origin else []
+    found = shutil.which("cuobjdump") or shutil.which("cuobjdump", path=":".join([*folders, "/usr/local/cuda/bin"]))
+    if found is None:
+        pytest.skip("cuobjdump is neither in the CUDA toolkit nor in Triton")
+    return found
+
+
+def read(cuobjdump: str, *options: str) -> str:
+    command = [cuobjdump, *options, str(extension.module().__file__)]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def test_no_kernel_spills_registers_on_any_architecture(cuobjdump: str) -> None:
+    seen = set()
+    # One listing for each architecture and source: `arch = sm_90`, then two lines for every kernel.
+    for listing in read(cuobjdump, "-res-usage").split("Fatbin elf code:")[1:]:
+        arch = re.search(r"arch = sm_(\w+)", listing)[1]
+        for kernel, registers, stack, local in re.findall(
+            r"Function (\w+):\s+REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", listing
+        ):
+            assert (int(stack), int(local)) == (0, 0), f"sm_{arch} {kernel}: spills"
+            assert int(registers) <= 128, f"sm_{arch} {kernel}: {registers} registers"
+            seen |= {(arch, part) for part in KERNELS if part in kernel}
+    assert seen == {(arch, part) for arch in build_info()["archs"] for part in KERNELS}
+
+
+@pytest.fixture(scope="module")
+def machine_code(cuobjdump: str) -> dict[str, str]:
+    """Kernel -> its instructions, on the newest architecture of the build."""
+    functions = read(cuobjdump, "-sass", "-arch", f"sm_{build_info()['archs'][-1]}").split("Function : ")[1:]
+    return {code.split()[0]: code for code in functions}
+
+
+def count(code: str, instruction: str) -> int:
+    return len(re.findall(rf"\b{instruction}\b", code))
+
+
+def test_rows_are_read_and_written_16_bytes_at_a_time(machine_code: dict[str, str]) -> None:
+    vectored = {name: code for name, code in machine_code.items() if re.search(r"CachedRowI\w+Li[48]ELi[48]E", name)}
+    assert len(vectored) == 6, "three dtypes, with a warp or a block for each row"
+    for name, code in vectored.items():
+        steps = 8 if "CachedRowIf" in name else 4
+        wide = count(code, r"LDG\.E\.128[.\w]*")
+        assert wide == 5 * steps, f"{name}: word, position, type, gamma and beta"
+        assert count(code, r"STG\.E\.128") == steps, name
+        assert count(code, r"LDG[.\w]*") - wide == 3, f"{name}: the three ids, and nothing else by less than 16 bytes"
+
+
+def test_no_kernel_reads_a_row_by_the_byte(machine_code: dict[str, str]) -> None:
+    for name, code in machine_code.items():
+        if "embedding_layer_norm" in name:
+            assert count(code, r"LDG\.E\.[US]8[.\w]*") == 0, name
+
+
+def test_masks_are_read_16_bytes_at_a_time(machine_code: dict[str, str]) -> None:
+    for part in ("unpad_in_one_block", "count_tiles", "pack_tiles"):
+        code = next(code for name, code in machine_code.items() if part in name)
+        assert count(code, r"LDG\.E\.128[.\w]*") == 1, part
