@@ -81,7 +81,13 @@ def pinned_cpu_linear(dtype: torch.dtype, plan: tuple[bool, torch.dtype]) -> Ite
 
 
 def cpu_linear_plan(dtype: torch.dtype) -> tuple[bool, torch.dtype]:
-    """Whether to pack weights for CPU inference with a model of ``dtype``, and the dtype to compute in.
+    """Whether to pack weights for CPU inference with a model of ``dtype``, and the dtype to compute in."""
+    return _pinned.get(dtype) or _measured_plan(dtype)
+
+
+@functools.cache
+def _measured_plan(dtype: torch.dtype) -> tuple[bool, torch.dtype]:
+    """The plan of ``cpu_linear_plan``, by the setting.
 
     "auto" times one 256 x 768 x 768 product of each kind, once per process (some milliseconds). A 16-bit model computes
     in float32 unless the CPU's 16-bit products are clearly faster; that only brings it nearer to the truth.
