@@ -1,13 +1,14 @@
 """Which implementation of an op can run here and why not: the one place where a backend is chosen.
 
-Each op lists its backends in order of preference with the reasons against each (an empty list: it can run). Backends
-are "triton" (tiles), "cuda" (the C++/CUDA extension) and "reference" (PyTorch ops, which always run).
+Every op has PyTorch's ops ("reference", which always run) and at most one kernel for GPUs: Triton ("triton", tiles) or
+the C++/CUDA extension ("cuda", gathers and scans). A kernel is rejected by a list of reasons, kept for ``explain``.
 """
 
 import functools
 import importlib.util
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
@@ -19,6 +20,7 @@ MINIMUM_CAPABILITY = (8, 0)
 
 _request = threading.local()
 _decisions: dict[str, tuple[str, dict[str, list[str]]]] = {}
+_broken: dict[str, str] = {}
 
 
 class BackendError(RuntimeError):
@@ -30,7 +32,7 @@ def use_backend(name: str) -> Iterator[None]:
     """Within the block, in this thread, run every op that has backend ``name`` on it; other ops choose for themselves.
 
     Args:
-        name: "auto" (the default: the first that can run), "triton", "cuda" or "reference".
+        name: "auto" (the default: the kernel where it can run), "triton", "cuda" or "reference".
 
     Raises:
         ValueError: no such backend.
@@ -51,36 +53,57 @@ def requested() -> str:
     return getattr(_request, "name", "auto")
 
 
-def choose(op: str, options: Mapping[str, Sequence[str]]) -> str:
-    """The backend that runs ``op``: the one asked for, or the first in ``options`` with no reason against it.
+# While compiling, the choice is made once, when the graph is traced.
+@torch.compiler.assume_constant_result
+def runs(op: str, kernel: str, device: torch.device, against: tuple[str, ...] = ()) -> bool:
+    """Whether ``op`` runs on its ``kernel`` now; if not, PyTorch's ops do it.
 
     Args:
-        op: the op's name, for messages and for ``describe``.
-        options: backend -> reasons against it, best first; "reference" needs no entry.
+        op: the op's name, for messages and for ``decisions``.
+        kernel: the backend of the op's kernel, "triton" or "cuda".
+        device: where the tensors are.
+        against: what speaks against the kernel in these very tensors.
 
     Raises:
-        BackendError: the backend asked for is one of the op's and cannot run.
+        BackendError: this kernel was asked for by name and cannot run.
     """
     wanted = requested()
-    if wanted in options:
-        if options[wanted]:
-            raise BackendError(f"{op} cannot run on backend {wanted!r}: " + "; ".join(options[wanted]))
-        chosen = wanted
-    elif wanted == "reference":
-        chosen = wanted
-    else:
-        chosen = next((name for name, reasons in options.items() if not reasons), "reference")
-    if not torch.compiler.is_compiling():
-        _decisions[op] = (chosen, {name: list(reasons) for name, reasons in options.items() if reasons})
-    return chosen
+    reasons = [*reasons_against(kernel, device), *against]
+    if op in _broken:
+        reasons.append(_broken[op])
+    if wanted == kernel and reasons:
+        raise BackendError(f"{op} cannot run on backend {kernel!r}: " + "; ".join(reasons))
+    chosen = "reference" if reasons or wanted == "reference" else kernel
+    _decisions[op] = (chosen, {kernel: reasons} if reasons else {})
+    return chosen == kernel
+
+
+def give_up(op: str, error: Exception) -> None:
+    """Never try the kernel of ``op`` again in this process, and say once why: it failed to compile.
+
+    Raises:
+        BackendError: the kernel was asked for by name.
+    """
+    _broken[op] = f"its kernel failed to compile: {type(error).__name__}: {error}"
+    if requested() not in ("auto", "reference"):
+        raise BackendError(f"{op} cannot run on backend {requested()!r}: {_broken[op]}") from error
+    warnings.warn(f"{op} runs on PyTorch's ops: {_broken[op]}", RuntimeWarning, stacklevel=3)
 
 
 def decisions() -> dict[str, tuple[str, dict[str, list[str]]]]:
-    """Per op, the backend that its last call ran on and the reasons against the others."""
+    """Per op, the backend that its last call ran on, and the reasons against its kernel."""
     return dict(_decisions)
 
 
-@torch.compiler.assume_constant_result
+def reasons_against(kernel: str, device: torch.device) -> tuple[str, ...]:
+    """Why no kernel of this kind can run on ``device``; empty when it can."""
+    if kernel == "cuda":
+        return cuda_reasons(device)
+    if device.type == "cpu" and requested() != "triton":
+        return ("the tensors are on the CPU; Triton's interpreter runs only when asked for by name",)
+    return triton_reasons(device)
+
+
 @functools.cache
 def triton_reasons(device: torch.device) -> tuple[str, ...]:
     """Why no Triton kernel can run on ``device``; empty when they can."""
@@ -98,7 +121,6 @@ def triton_reasons(device: torch.device) -> tuple[str, ...]:
     return ()
 
 
-@torch.compiler.assume_constant_result
 @functools.cache
 def cuda_reasons(device: torch.device) -> tuple[str, ...]:
     """Why no CUDA kernel of the extension can run on ``device``; empty when they can."""

@@ -2,16 +2,19 @@
 
 from bert_fast.ops.attention import attention
 from bert_fast.ops.attention_groups import AttentionGroups
+from bert_fast.ops.dropout_add_layer_norm import dropout_add_layer_norm
 from bert_fast.ops.embedding import embedding_layer_norm
+from bert_fast.ops.gelu import bias_gelu, gelu_layer_norm
+from bert_fast.ops.layer_norm import layer_norm
 from bert_fast.ops.linear import linear
 from bert_fast.ops.loss import cross_entropy
-from bert_fast.ops.normalization import dropout_add_layer_norm, gelu_layer_norm, layer_norm
 from bert_fast.ops.softmax import scaled_masked_softmax
 from bert_fast.ops.unpad import pad_rows, unpad, unpad_rows
 
 __all__ = [
     "AttentionGroups",
     "attention",
+    "bias_gelu",
     "cross_entropy",
     "dropout_add_layer_norm",
     "embedding_layer_norm",

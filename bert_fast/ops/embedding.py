@@ -48,8 +48,8 @@ def embedding_layer_norm(
             if values is not None:
                 id_checks.check_ids(id_checks.TABLES[code], values, table.shape[0])
     elif word.device.type == "cuda" and not torch.compiler.is_compiling():
-        options = {"cuda": _cuda_reasons(word, position, token_type, weight, bias)}
-        if backend.choose("embedding_layer_norm", options) == "cuda":
+        against = _against(word, position, token_type, weight, bias)
+        if backend.runs("embedding_layer_norm", "cuda", word.device, against):
             tables = (word, position, token_type, weight, bias)
             return _CudaEmbedding.apply(input_ids, token_type_ids, position_ids, *tables, eps, padding_idx)
         input_ids, position_ids, token_type_ids = (
@@ -69,16 +69,15 @@ def embedding_layer_norm(
     )
 
 
-def _cuda_reasons(word: Tensor, position: Tensor, token_type: Tensor, weight: Tensor, bias: Tensor) -> list[str]:
-    tensors = (word, position, token_type, weight, bias)
-    reasons = list(backend.cuda_reasons(word.device))
-    if word.dtype not in _DTYPES:
-        reasons.append(f"dtype {word.dtype} is not one of float32, float16, bfloat16")
-    if any(t.dtype != word.dtype for t in tensors):
+def _against(*tensors: Tensor) -> tuple[str, ...]:
+    reasons = []
+    if tensors[0].dtype not in _DTYPES:
+        reasons.append(f"dtype {tensors[0].dtype} is not one of float32, float16, bfloat16")
+    if any(t.dtype != tensors[0].dtype for t in tensors):
         reasons.append("the tables and the LayerNorm differ in dtype")
     if any(not t.is_contiguous() for t in tensors):
         reasons.append("a table is not contiguous")
-    return reasons
+    return tuple(reasons)
 
 
 class _CudaEmbedding(torch.autograd.Function):

@@ -5,9 +5,7 @@ from torch import Tensor
 
 from bert_fast import backend, extension
 from bert_fast.ops import id_checks
-
-_LIBRARY = torch.library.Library("bert_fast", "FRAGMENT")
-_LIBRARY.define("unpad_indices(Tensor mask) -> (Tensor, Tensor)")
+from bert_fast.ops.library import define
 
 
 def unpad(keep: Tensor, visible: Tensor | None = None) -> tuple[Tensor, Tensor, int, bool]:
@@ -29,12 +27,12 @@ def unpad(keep: Tensor, visible: Tensor | None = None) -> tuple[Tensor, Tensor, 
     On a GPU this is the forward pass's one wait for the device; none while compiling.
     """
     if torch.compiler.is_compiling():
-        indices, cu_seqlens = torch.ops.bert_fast.unpad_indices(keep)
+        indices, cu_seqlens = _unpad_op(keep)
         return indices, cu_seqlens, keep.shape[1], visible is not None
     if keep.device.type == "cpu" and extension.module() is not None:
         indices, cu_seqlens, total, longest = _unpad_host(keep.contiguous())
         return indices, cu_seqlens, longest, visible is not None and int(visible.sum()) < total
-    if keep.device.type == "cuda" and not backend.cuda_reasons(keep.device):
+    if backend.runs("unpad", "cuda", keep.device):
         indices, cu_seqlens, stats = _unpad_cuda(keep.contiguous())
     else:
         cu_seqlens, stats = _statistics(keep)
@@ -118,5 +116,4 @@ def _unpad_indices_fake(mask: Tensor) -> tuple[Tensor, Tensor]:
     )
 
 
-_LIBRARY.impl("unpad_indices", _unpad_indices, "CompositeExplicitAutograd")
-torch.library.register_fake("bert_fast::unpad_indices", _unpad_indices_fake, lib=_LIBRARY)
+_unpad_op = define("unpad_indices(Tensor mask) -> (Tensor, Tensor)", _unpad_indices, _unpad_indices_fake)

@@ -1,0 +1,53 @@
+"""How a kernel becomes an op of PyTorch: schema, implementation, fake, and a gradient at the Autograd key."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+LIBRARY = torch.library.Library("bert_fast", "FRAGMENT")
+KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def define(schema: str, implementation: Callable, fake: Callable, gradient: type | None = None) -> Callable:
+    """Register ``bert_fast::<name>`` and return it as a callable.
+
+    Args:
+        schema: ``name(Tensor x, ...) -> ...`` in PyTorch's own notation.
+        implementation: the launcher, for CUDA tensors, and for CPU tensors under Triton's interpreter.
+        fake: the outputs' shapes, dtypes and devices, for tracing.
+        gradient: an ``autograd.Function``; its forward calls the op below autograd by :func:`below_autograd`.
+    """
+    name = schema.partition("(")[0]
+    LIBRARY.define(schema)
+    LIBRARY.impl(name, implementation, "CUDA")
+    LIBRARY.impl(name, implementation, "CPU")
+    torch.library.register_fake(f"bert_fast::{name}", fake, lib=LIBRARY)
+    op = getattr(torch.ops.bert_fast, name).default
+    if gradient is not None:
+        LIBRARY.impl(name, lambda *args: gradient.apply(*args), "Autograd", with_keyset=False)
+    return op
+
+
+def below_autograd(op: Callable, *args: Any) -> Any:
+    """Call ``op`` as its gradient's forward must: without coming back to the gradient."""
+    with torch._C._AutoDispatchBelowAutograd():
+        return op(*args)
+
+
+def dtype_reasons(**tensors: Tensor | None) -> list[str]:
+    """What speaks against a kernel in the tensors' dtypes."""
+    return [
+        f"{name} is {x.dtype}, not float32, float16 or bfloat16"
+        for name, x in tensors.items()
+        if x is not None and x.dtype not in KERNEL_DTYPES
+    ]
+
+
+def compile_errors() -> tuple[type[Exception], ...]:
+    """What Triton raises when a kernel does not compile or does not fit the GPU."""
+    from triton.compiler.errors import CompilationError
+    from triton.runtime.errors import OutOfResources, PTXASError
+
+    return CompilationError, OutOfResources, PTXASError
