@@ -1,0 +1,320 @@
+"""Attention's backward: dq, dk, dv and the gradient of an additive bias. No atomics anywhere: bitwise reproducible.
+
+Where sequences fit a tile, one kernel (:func:`backward_tile`) recomputes the probabilities once and makes all three
+gradients: five dots a tile, each of q, k, v and dout read once. Beyond, dq (:func:`backward_queries`) and then dk and
+dv (:func:`backward_keys`) walk the other side of the scores, seven dots in all. The alternative, five dots with dq
+summed by float32 atomics, needs a zeroed buffer, a conversion and twice the traffic for dq, and is not reproducible.
+
+T tokens, B sequences, S longest sequence, N heads, D head dim.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .attention_bias import bias_gradient
+from .attention_call import check_call, strides
+from .attention_plan import plan
+from .attention_tiles import (
+    find_tile,
+    head_base,
+    keep_columns,
+    keep_rows,
+    key_columns,
+    key_rows,
+    load_bias,
+    load_lse,
+    load_rows,
+    store_rows,
+    whole_sequences,
+)
+from .common import dot, on_device
+
+_INTEGERS = [
+    "tokens", "batch", "q_head", "k_head", "v_head", "o_head", "do_head", "dq_head", "dk_head", "dv_head",
+    "bias_batch", "bias_head", "bias_query", "bias_key", "threshold", "site",
+]  # fmt: skip
+
+
+@triton.jit(do_not_specialize=_INTEGERS)
+def backward_tile(
+    do_ptr, q_ptr, k_ptr, v_ptr, o_ptr, lse_ptr, dq_ptr, dk_ptr, dv_ptr, delta_ptr, cu_ptr, order_ptr, bias_ptr,
+    key_mask_ptr, seed_ptr, tokens, batch,
+    do_head, q_head, k_head, v_head, o_head, dq_head, dk_head, dv_head,
+    bias_batch, bias_head, bias_query, bias_key, scale, scale_log2, keep_scale, threshold, site,
+    DO_TOKEN: tl.constexpr, Q_TOKEN: tl.constexpr, K_TOKEN: tl.constexpr, V_TOKEN: tl.constexpr, O_TOKEN: tl.constexpr,
+    DQ_TOKEN: tl.constexpr, DK_TOKEN: tl.constexpr, DV_TOKEN: tl.constexpr, VECTOR: tl.constexpr,
+    HEADS: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, SLOT: tl.constexpr, GROUP: tl.constexpr,
+    BLOCK_N: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """One head of GROUP whole sequences: dq, dk and dv from one recomputation of the probabilities."""
+    ROWS: tl.constexpr = SLOT * GROUP
+    head = tl.program_id(0) % HEADS
+    head64 = head.to(tl.int64)
+    item = tl.program_id(0) // HEADS
+    index = tl.arange(0, ROWS)
+    origin, row, position, live, sequence = whole_sequences(index, item, batch, cu_ptr, order_ptr, SLOT, GROUP)
+    q = load_rows(head_base(q_ptr, origin, head, q_head, Q_TOKEN, VECTOR), row, live, Q_TOKEN, D, BLOCK_D)
+    do = load_rows(head_base(do_ptr, origin, head, do_head, DO_TOKEN, VECTOR), row, live, DO_TOKEN, D, BLOCK_D)
+    lse = load_lse(lse_ptr + head64 * tokens + origin, row, live)
+    if BLOCK_N < ROWS:
+        o = load_rows(head_base(o_ptr, origin, head, o_head, O_TOKEN, VECTOR), row, live, O_TOKEN, D, BLOCK_D)
+        delta = tl.sum(o.to(tl.float32) * do.to(tl.float32), 1)
+    if bias_ptr is not None:
+        query_offset = head64 * bias_head + sequence.to(tl.int64) * bias_batch + position.to(tl.int64) * bias_query
+    if seed_ptr is not None:
+        seed = tl.load(seed_ptr)
+        unit = (origin + row).to(tl.int64) * HEADS + head
+
+    dq = tl.zeros((ROWS, BLOCK_D), tl.float32)
+    for offset in tl.range(0, ROWS, BLOCK_N):
+        key_index = offset + key_columns(BLOCK_N, seed_ptr is not None)
+        origin, key, key_position, key_live, _ = whole_sequences(key_index, item, batch, cu_ptr, order_ptr, SLOT, GROUP)
+        seen = key_live
+        if key_mask_ptr is not None:
+            seen = seen & (tl.load(key_mask_ptr + origin + key, mask=key_live, other=0) != 0)
+        k = load_rows(head_base(k_ptr, origin, head, k_head, K_TOKEN, VECTOR), key, seen, K_TOKEN, D, BLOCK_D)
+        v = load_rows(head_base(v_ptr, origin, head, v_head, V_TOKEN, VECTOR), key, seen, V_TOKEN, D, BLOCK_D)
+        visible = seen[None, :]
+        if GROUP > 1:
+            visible = visible & ((index // SLOT)[:, None] == (key_index // SLOT)[None, :])
+        scores = dot(q, tl.trans(k), tl.zeros((ROWS, BLOCK_N), tl.float32), PRECISION) * scale_log2
+        if bias_ptr is not None:
+            key_offset = key_position.to(tl.int64) * bias_key
+            scores += load_bias(bias_ptr, query_offset[:, None], key_offset[None, :], live[:, None] & visible)
+        probs = tl.where(visible, tl.exp2(scores - lse[:, None]), 0.0)
+        if seed_ptr is not None:
+            keep = keep_columns(seed, site, threshold, unit, offset, BLOCK_N // GROUP)
+            if GROUP > 1:
+                keep = tl.reshape(tl.broadcast_to(keep[:, None, :], (ROWS, GROUP, SLOT)), (ROWS, ROWS))
+            kept = tl.where(keep, probs, 0.0)
+        else:
+            kept = probs
+        dv = tl.trans(dot(tl.trans(do), kept.to(do.dtype), tl.zeros((BLOCK_D, BLOCK_N), tl.float32), PRECISION))
+        if seed_ptr is not None:
+            dv = dv * keep_scale
+        dv_base = head_base(dv_ptr, origin, head, dv_head, DV_TOKEN, VECTOR)
+        store_rows(dv_base, key, key_live, dv, DV_TOKEN, D, BLOCK_D)
+        dprobs = dot(do, tl.trans(v), tl.zeros((ROWS, BLOCK_N), tl.float32), PRECISION)
+        if seed_ptr is not None:
+            dprobs = tl.where(keep, dprobs * keep_scale, 0.0)
+        if BLOCK_N == ROWS:
+            delta = tl.sum(probs * dprobs, 1)
+        dscores = (probs * (dprobs - delta[:, None])).to(q.dtype)
+        dq = dot(dscores, k, dq, PRECISION)
+        dk = tl.trans(dot(tl.trans(q), dscores, tl.zeros((BLOCK_D, BLOCK_N), tl.float32), PRECISION) * scale)
+        dk_base = head_base(dk_ptr, origin, head, dk_head, DK_TOKEN, VECTOR)
+        store_rows(dk_base, key, key_live, dk, DK_TOKEN, D, BLOCK_D)
+    dq_base = head_base(dq_ptr, origin, head, dq_head, DQ_TOKEN, VECTOR)
+    store_rows(dq_base, row, live, dq * scale, DQ_TOKEN, D, BLOCK_D)
+    if delta_ptr is not None:
+        tl.store(delta_ptr + head64 * tokens + origin + row, delta, mask=live)
+
+
+@triton.jit(do_not_specialize=_INTEGERS)
+def backward_queries(
+    do_ptr, q_ptr, k_ptr, v_ptr, o_ptr, lse_ptr, dq_ptr, delta_ptr, cu_ptr, cumulative_ptr, order_ptr, bias_ptr,
+    key_mask_ptr, seed_ptr, tokens, batch, do_head, q_head, k_head, v_head, o_head, dq_head,
+    bias_batch, bias_head, bias_query, bias_key, scale, scale_log2, keep_scale, threshold, site,
+    DO_TOKEN: tl.constexpr, Q_TOKEN: tl.constexpr, K_TOKEN: tl.constexpr, V_TOKEN: tl.constexpr, O_TOKEN: tl.constexpr,
+    DQ_TOKEN: tl.constexpr, VECTOR: tl.constexpr,
+    HEADS: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """dq of BLOCK_M query rows, walking the keys; leaves delta = rowsum(dout * out) for backward_keys."""
+    head = tl.program_id(0) % HEADS
+    head64 = head.to(tl.int64)
+    sequence, first = find_tile(tl.program_id(0) // HEADS, cumulative_ptr, order_ptr, batch, BLOCK_M)
+    start = tl.load(cu_ptr + sequence)
+    length = tl.load(cu_ptr + sequence + 1) - start
+    if first >= length:
+        return
+    row = tl.arange(0, BLOCK_M)
+    column = key_columns(BLOCK_N, seed_ptr is not None)
+    live = row < length - first
+    token = start + first
+    q = load_rows(head_base(q_ptr, token, head, q_head, Q_TOKEN, VECTOR), row, live, Q_TOKEN, D, BLOCK_D)
+    do = load_rows(head_base(do_ptr, token, head, do_head, DO_TOKEN, VECTOR), row, live, DO_TOKEN, D, BLOCK_D)
+    o = load_rows(head_base(o_ptr, token, head, o_head, O_TOKEN, VECTOR), row, live, O_TOKEN, D, BLOCK_D)
+    delta = tl.sum(o.to(tl.float32) * do.to(tl.float32), 1)
+    tl.store(delta_ptr + head64 * tokens + token + row, delta, mask=live)
+    lse = load_lse(lse_ptr + head64 * tokens + token, row, live)
+    k_base = head_base(k_ptr, start, head, k_head, K_TOKEN, VECTOR)
+    v_base = head_base(v_ptr, start, head, v_head, V_TOKEN, VECTOR)
+    if bias_ptr is not None:
+        query_offset = head64 * bias_head + sequence.to(tl.int64) * bias_batch + (first + row).to(tl.int64) * bias_query
+    if seed_ptr is not None:
+        seed = tl.load(seed_ptr)
+        unit = (token + row).to(tl.int64) * HEADS + head
+
+    dq = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
+    for offset in tl.range(0, length, BLOCK_N):
+        key_live = column < length - offset
+        if key_mask_ptr is not None:
+            key_live = key_live & (tl.load(key_mask_ptr + start + offset + column, mask=key_live, other=0) != 0)
+        k = load_rows(k_base, column, key_live, K_TOKEN, D, BLOCK_D)
+        v = load_rows(v_base, column, key_live, V_TOKEN, D, BLOCK_D)
+        scores = dot(q, tl.trans(k), tl.zeros((BLOCK_M, BLOCK_N), tl.float32), PRECISION) * scale_log2
+        if bias_ptr is not None:
+            key_offset = (offset + column).to(tl.int64) * bias_key
+            scores += load_bias(bias_ptr, query_offset[:, None], key_offset[None, :], live[:, None] & key_live[None, :])
+        probs = tl.where(key_live[None, :], tl.exp2(scores - lse[:, None]), 0.0)
+        dprobs = dot(do, tl.trans(v), tl.zeros((BLOCK_M, BLOCK_N), tl.float32), PRECISION)
+        if seed_ptr is not None:
+            dprobs = tl.where(keep_columns(seed, site, threshold, unit, offset, BLOCK_N), dprobs * keep_scale, 0.0)
+        dscores = probs * (dprobs - delta[:, None])
+        dq = dot(dscores.to(k.dtype), k, dq, PRECISION)
+        k_base += BLOCK_N * K_TOKEN
+        v_base += BLOCK_N * V_TOKEN
+    dq_base = head_base(dq_ptr, token, head, dq_head, DQ_TOKEN, VECTOR)
+    store_rows(dq_base, row, live, dq * scale, DQ_TOKEN, D, BLOCK_D)
+
+
+@triton.jit(do_not_specialize=_INTEGERS)
+def backward_keys(
+    do_ptr, q_ptr, k_ptr, v_ptr, lse_ptr, delta_ptr, dk_ptr, dv_ptr, cu_ptr, cumulative_ptr, order_ptr, bias_ptr,
+    key_mask_ptr, seed_ptr, tokens, batch, do_head, q_head, k_head, v_head, dk_head, dv_head,
+    bias_batch, bias_head, bias_query, bias_key, scale, scale_log2, keep_scale, threshold, site,
+    DO_TOKEN: tl.constexpr, Q_TOKEN: tl.constexpr, K_TOKEN: tl.constexpr, V_TOKEN: tl.constexpr,
+    DK_TOKEN: tl.constexpr, DV_TOKEN: tl.constexpr, VECTOR: tl.constexpr,
+    HEADS: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """dk and dv of BLOCK_N keys, walking the queries with scores transposed."""
+    head = tl.program_id(0) % HEADS
+    head64 = head.to(tl.int64)
+    sequence, first = find_tile(tl.program_id(0) // HEADS, cumulative_ptr, order_ptr, batch, BLOCK_N)
+    start = tl.load(cu_ptr + sequence)
+    length = tl.load(cu_ptr + sequence + 1) - start
+    if first >= length:
+        return
+    row = tl.arange(0, BLOCK_M)
+    column = key_rows(BLOCK_N, seed_ptr is not None)
+    live = column < length - first
+    token = start + first
+    key_live = live
+    if key_mask_ptr is not None:
+        key_live = key_live & (tl.load(key_mask_ptr + token + column, mask=live, other=0) != 0)
+    k = load_rows(head_base(k_ptr, token, head, k_head, K_TOKEN, VECTOR), column, key_live, K_TOKEN, D, BLOCK_D)
+    v = load_rows(head_base(v_ptr, token, head, v_head, V_TOKEN, VECTOR), column, key_live, V_TOKEN, D, BLOCK_D)
+    q_base = head_base(q_ptr, start, head, q_head, Q_TOKEN, VECTOR)
+    do_base = head_base(do_ptr, start, head, do_head, DO_TOKEN, VECTOR)
+    lse_base = lse_ptr + head64 * tokens + start
+    delta_base = delta_ptr + head64 * tokens + start
+    if bias_ptr is not None:
+        key_offset = head64 * bias_head + sequence.to(tl.int64) * bias_batch + (first + column).to(tl.int64) * bias_key
+    if seed_ptr is not None:
+        seed = tl.load(seed_ptr)
+
+    dk = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
+    dv = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
+    for offset in tl.range(0, length, BLOCK_M):
+        row_live = row < length - offset
+        q = load_rows(q_base, row, row_live, Q_TOKEN, D, BLOCK_D)
+        do = load_rows(do_base, row, row_live, DO_TOKEN, D, BLOCK_D)
+        lse = load_lse(lse_base + offset, row, row_live)
+        delta = tl.load(delta_base + offset + row, mask=row_live, other=0.0)
+        scores = dot(k, tl.trans(q), tl.zeros((BLOCK_N, BLOCK_M), tl.float32), PRECISION) * scale_log2
+        if bias_ptr is not None:
+            query_offset = (offset + row).to(tl.int64) * bias_query
+            mask = row_live[None, :] & key_live[:, None]
+            scores += load_bias(bias_ptr, query_offset[None, :], key_offset[:, None], mask)
+        probs = tl.where(key_live[:, None], tl.exp2(scores - lse[None, :]), 0.0)
+        dprobs = dot(v, tl.trans(do), tl.zeros((BLOCK_N, BLOCK_M), tl.float32), PRECISION)
+        if seed_ptr is not None:
+            unit = (start + offset + row).to(tl.int64) * HEADS + head
+            keep = keep_rows(seed, site, threshold, unit, first, BLOCK_N)
+            dprobs = tl.where(keep, dprobs * keep_scale, 0.0)
+            dv = dot(tl.where(keep, probs, 0.0).to(do.dtype), do, dv, PRECISION)
+        else:
+            dv = dot(probs.to(do.dtype), do, dv, PRECISION)
+        dscores = probs * (dprobs - delta[None, :])
+        dk = dot(dscores.to(q.dtype), q, dk, PRECISION)
+        q_base += BLOCK_M * Q_TOKEN
+        do_base += BLOCK_M * DO_TOKEN
+    if seed_ptr is not None:
+        dv = dv * keep_scale
+    dk_base = head_base(dk_ptr, token, head, dk_head, DK_TOKEN, VECTOR)
+    dv_base = head_base(dv_ptr, token, head, dv_head, DV_TOKEN, VECTOR)
+    store_rows(dk_base, column, live, dk * scale, DK_TOKEN, D, BLOCK_D)
+    store_rows(dv_base, column, live, dv, DV_TOKEN, D, BLOCK_D)
+
+
+def attention_backward(
+    dout: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    *,
+    scale: float,
+    bias: Tensor | None = None,
+    key_mask: Tensor | None = None,
+    p: float = 0.0,
+    seed: Tensor | None = None,
+    site: int = 0,
+    need_dbias: bool = False,
+    deterministic: bool = True,
+    dqkv: tuple[Tensor, Tensor, Tensor] | None = None,
+    schedule: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Gradients of :func:`attention_forward`, whose arguments q .. site and results out and lse these are.
+
+    Args:
+        dout: ``[T, N, D]`` in q's dtype, of any strides with D contiguous.
+        need_dbias: also return the gradient of ``bias``.
+        deterministic: accepted so that callers need not know that both answers are the same kernels.
+        dqkv: where to write dq, dk and dv, such as the views of one ``[T, 3, N, D]`` buffer; by default new tensors.
+        schedule: from :func:`attention_schedule`.
+
+    Returns:
+        ``(dq, dk, dv, dbias)``: in q's dtype, and in bias's dtype and shape or None.
+
+    Raises:
+        ValueError: naming the argument, what it was and what is allowed.
+    """
+    if dqkv is None:
+        dqkv = tuple(torch.empty(q.shape, dtype=q.dtype, device=q.device) for _ in range(3))
+    dq, dk, dv = dqkv
+    call = check_call(
+        {"q": q, "k": k, "v": v, "dout": dout, "out": out, "dq": dq, "dk": dk, "dv": dv}, cu_seqlens, scale=scale,
+        bias=bias, key_mask=key_mask, p=p, seed=seed, site=site, max_seqlen=max_seqlen, schedule=schedule,
+    )  # fmt: skip
+    if lse.shape != (call.heads, call.tokens) or lse.dtype != torch.float32 or not lse.is_contiguous():
+        raise ValueError(f"lse must be contiguous float32 [{call.heads}, {call.tokens}], not {lse.dtype} {lse.shape}")
+    if need_dbias and bias is None:
+        raise ValueError("need_dbias asks for the gradient of a bias, and bias is None")
+    dbias = None
+    if call.tokens == 0 or call.heads == 0 or call.batch == 0:
+        return dq, dk, dv, torch.zeros_like(bias) if need_dbias else None
+    kernels = plan(max_seqlen, call.head_dim, q.dtype, dropout=call.dropout).backward
+    shared = {**call.arguments(), "scale": scale}
+    delta = torch.empty_like(lse) if need_dbias or len(kernels) > 1 else None
+    with on_device(q):
+        for chosen in kernels:
+            grid = (chosen.programs(call.tokens, call.batch, call.heads),)
+            launched = {**shared, **chosen.blocks, **chosen.options}
+            if chosen.kernel == "attention_backward_tile":
+                backward_tile[grid](
+                    do_ptr=dout, q_ptr=q, k_ptr=k, v_ptr=v, o_ptr=out, lse_ptr=lse, dq_ptr=dq, dk_ptr=dk, dv_ptr=dv,
+                    delta_ptr=delta, **strides(do=dout, q=q, k=k, v=v, o=out, dq=dq, dk=dk, dv=dv), **launched,
+                )  # fmt: skip
+            elif chosen.kernel == "attention_backward_queries":
+                backward_queries[grid](
+                    do_ptr=dout, q_ptr=q, k_ptr=k, v_ptr=v, o_ptr=out, lse_ptr=lse, dq_ptr=dq, delta_ptr=delta,
+                    cumulative_ptr=call.cumulative, **strides(do=dout, q=q, k=k, v=v, o=out, dq=dq), **launched,
+                )  # fmt: skip
+            else:
+                backward_keys[grid](
+                    do_ptr=dout, q_ptr=q, k_ptr=k, v_ptr=v, lse_ptr=lse, delta_ptr=delta, dk_ptr=dk, dv_ptr=dv,
+                    cumulative_ptr=call.cumulative, **strides(do=dout, q=q, k=k, v=v, dk=dk, dv=dv), **launched,
+                )  # fmt: skip
+        if need_dbias:
+            dbias = bias_gradient(call, dout, q, k, v, lse, delta)
+    return dq, dk, dv, dbias

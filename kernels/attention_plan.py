@@ -1,0 +1,114 @@
+"""Which attention kernels a call runs, with which blocks, as data: for the launchers, for explain() and for tests.
+
+Everything follows from facts the host knows: the longest sequence's bound, head dim, item size, dropout, GPU.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import torch
+
+from . import launch
+from .common import cdiv, next_power_of_2
+
+SMALLEST_SLOT = 16  # rows; dropout draws for 16 keys at a time
+
+
+@dataclasses.dataclass(frozen=True)
+class KernelPlan:
+    """One launch: the kernel, its block constants, Triton's options, and the resources that these should need."""
+
+    kernel: str
+    blocks: dict[str, int]
+    options: dict[str, int]
+    predicted: dict[str, int]
+
+    def programs(self, tokens: int, batch: int, heads: int) -> int:
+        """How many programs cover a batch: whole sequences by the group, or tiles by the bound on their number."""
+        if "GROUP" in self.blocks:
+            return cdiv(batch, self.blocks["GROUP"]) * heads
+        return (tokens // self.blocks[_TILED[self.kernel]] + batch) * heads
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """``name`` is group, tile or loop; the backward's kernels run in the order given."""
+
+    name: str
+    forward: KernelPlan
+    backward: tuple[KernelPlan, ...]
+
+
+_TILED = {
+    "attention_forward_loop": "BLOCK_M",
+    "attention_backward_queries": "BLOCK_M",
+    "attention_backward_keys": "BLOCK_N",
+}
+
+
+def plan(
+    max_seqlen: int, head_dim: int, dtype: torch.dtype, *, dropout: bool = False, capability: int | None = None
+) -> Plan:
+    """The plan of a call. ``capability``: 90 for sm_90; by default that of the current GPU."""
+    capability = launch.architecture() if capability is None else capability
+    return _plan(max(1, max_seqlen), max(16, next_power_of_2(head_dim)), dtype.itemsize, dropout, capability)
+
+
+@functools.cache
+def _plan(max_seqlen: int, block_d: int, itemsize: int, dropout: bool, capability: int) -> Plan:
+    facts = {"d": block_d, "bytes": itemsize, "dropout": int(dropout)}
+
+    def chosen(kernel: str, **more: int) -> dict[str, int]:
+        return launch.parameters(kernel, capability, **facts, **more)
+
+    def kernel(name: str, blocks: dict[str, int], parameters: dict[str, int]) -> KernelPlan:
+        options = launch.launch_options(parameters)
+        return KernelPlan(name, blocks, options, _predict(name, blocks, options, block_d, itemsize))
+
+    def whole(name: str) -> KernelPlan | None:
+        """The kernel that takes whole sequences, if they fit the largest tile its table allows."""
+        slot = max(SMALLEST_SLOT, next_power_of_2(max_seqlen))
+        parameters = chosen(name, rows=max(slot, 64))
+        if slot > parameters["LARGEST"]:
+            return None
+        rows = max(slot, parameters["ROWS"])
+        blocks = {"SLOT": slot, "GROUP": rows // slot}
+        if "BLOCK_N" in parameters:
+            blocks["BLOCK_N"] = rows if rows // slot > 1 else min(rows, parameters["BLOCK_N"])
+        return kernel(name, blocks, parameters)
+
+    def tiled(name: str) -> KernelPlan:
+        parameters = chosen(name)
+        return kernel(name, {"BLOCK_M": parameters["BLOCK_M"], "BLOCK_N": parameters["BLOCK_N"]}, parameters)
+
+    forward = whole("attention_forward_tile") or tiled("attention_forward_loop")
+    backward_tile = whole("attention_backward_tile")
+    if backward_tile is not None:
+        backward = (backward_tile,)
+    else:
+        backward = (tiled("attention_backward_queries"), tiled("attention_backward_keys"))
+    name = "loop" if "GROUP" not in forward.blocks else "tile" if forward.blocks["GROUP"] == 1 else "group"
+    return Plan(name, forward, backward)
+
+
+def _predict(kernel: str, blocks: dict[str, int], options: dict[str, int], d: int, itemsize: int) -> dict[str, int]:
+    """Bytes of shared memory and accumulator registers of a thread, from the tiles a kernel must hold at once."""
+    stages = options["num_stages"]
+    m = blocks["SLOT"] * blocks["GROUP"] if "GROUP" in blocks else blocks["BLOCK_M"]
+    n = blocks.get("BLOCK_N", m)
+    whole = "GROUP" in blocks and n == m
+    if kernel.startswith("attention_forward"):
+        rows = m + 2 * n * (1 if whole else stages)  # q, then k and v
+        scores, outputs = m * n, m * d
+    elif kernel == "attention_backward_keys":
+        rows = 2 * n + 2 * m * stages  # k and v, then q and dout
+        scores, outputs = 2 * m * n, 2 * n * d
+    else:
+        rows = 2 * m + 2 * n * (1 if whole else stages)  # q and dout, then k and v
+        scores, outputs = 2 * m * n, m * d
+    shared = rows * d * itemsize
+    if kernel == "attention_backward_tile":
+        shared += m * n * itemsize  # probabilities, then their gradient, as an operand
+    return {"shared_bytes": shared, "accumulators": (scores + outputs) // (32 * options["num_warps"])}
