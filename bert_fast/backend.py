@@ -78,6 +78,12 @@ def runs(op: str, kernel: str, device: torch.device, against: tuple[str, ...] = 
     return chosen == kernel
 
 
+@torch.compiler.assume_constant_result
+def has_kernels(device: torch.device) -> bool:
+    """Whether Triton kernels run on ``device`` now, in general: what decides how layers hand their work to ops."""
+    return requested() != "reference" and not reasons_against("triton", device)
+
+
 def give_up(op: str, error: Exception) -> None:
     """Never try the kernel of ``op`` again in this process, and say once why: it failed to compile.
 

@@ -9,6 +9,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 
+_DTYPES = ("float32", "bfloat16", "float16")
 _SUFFIX_HELP = "text (one per line; - is standard input), .jsonl, .csv, .tsv or .parquet; .gz is decompressed"
 
 
@@ -69,6 +70,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     convert.add_argument("source", metavar="SOURCE", help="the checkpoint's folder")
     convert.add_argument("target", metavar="TARGET", help="the folder to write; complete or absent")
+    convert.add_argument(
+        "--model-class", metavar="NAME", help="such as BertForMaskedLM (default: what the weights are)"
+    )
+    convert.add_argument("--dtype", choices=_DTYPES, help="of the weights (default: as they are)")
+    convert.add_argument(
+        "--do-lower-case", action=argparse.BooleanOptionalAction, help="of the tokenizer (default: what the files say)"
+    )
+    convert.add_argument("--force", action="store_true", help="replace a folder that is there")
     convert.set_defaults(command=_convert)
     return parser
 
@@ -97,7 +106,7 @@ def _add_encode(commands: argparse._SubParsersAction, common: argparse.ArgumentP
     encode.add_argument("--prompt", metavar="TEXT", help="put before every text")
     encode.add_argument("--max-length", type=int, metavar="N", help="tokens per text (default: what the folder says)")
     encode.add_argument("--max-tokens", type=int, metavar="N", help="tokens per batch (default: 4096; 65536 on a GPU)")
-    encode.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: float32")
+    encode.add_argument("--dtype", choices=_DTYPES, help="default: float32")
     encode.add_argument("--device", help="cpu or cuda (default: cuda if there is one)")
     encode.add_argument("--threads", type=int, metavar="N", help="CPU threads")
     encode.add_argument("--restart", action="store_true", help="throw away what a stopped run has done")
@@ -173,5 +182,6 @@ def _encode(arguments: argparse.Namespace) -> int:
 def _convert(arguments: argparse.Namespace) -> int:
     from bert_fast.checkpoints.convert import convert
 
-    convert(arguments.source, arguments.target)
+    options = {name: getattr(arguments, name) for name in ("model_class", "dtype", "do_lower_case", "force")}
+    print(convert(arguments.source, arguments.target, **options))
     return 0

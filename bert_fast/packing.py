@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from bert_fast import extension, ops
+from bert_fast import backend, extension, ops
 
 
 @dataclass(frozen=True)
@@ -151,6 +151,7 @@ class Layout:
         zero_hidden: whether hidden places come back as zeros (else as computed).
         bias: additive scores ``[B or 1, N or 1, S, S]`` of a 3D or 4D mask.
         groups: the plan of PyTorch's CPU attention.
+        seed: of the kernels' dropout in this forward pass, int64 ``[1]``; None where PyTorch draws the masks.
     """
 
     cu_seqlens: Tensor
@@ -161,6 +162,7 @@ class Layout:
     zero_hidden: bool = False
     bias: Tensor | None = None
     groups: ops.AttentionGroups | None = None
+    seed: Tensor | None = None
 
     def pack(self, x: Tensor) -> Tensor:
         """``[B, S, ...]`` -> ``[T, ...]``; a tensor that is packed already stays as it is."""
@@ -182,9 +184,13 @@ class Layout:
         """The same layout, returning zeros at hidden places."""
         return replace(self, zero_hidden=True)
 
-    def with_bias_of(self, x: Tensor) -> "Layout":
-        """The same layout with its additive scores in the dtype of ``x``."""
-        return self if self.bias is None else replace(self, bias=self.bias.to(x.dtype))
+    def prepared_for(self, x: Tensor, dropout: bool) -> "Layout":
+        """The same layout for rows like ``x``: additive scores in its dtype, and a seed if kernels draw the dropout."""
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        seed = None
+        if dropout and backend.has_kernels(x.device):
+            seed = torch.randint(2**63 - 1, (1,), dtype=torch.int64, device=x.device)
+        return self if bias is None and seed is None else replace(self, bias=bias, seed=seed)
 
     def first_rows(self, x: Tensor) -> Tensor:
         """Each sequence's first row: ``[T, H]`` -> ``[B, H]``; zeros for an empty sequence of a PackedBatch."""

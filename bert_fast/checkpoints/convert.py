@@ -103,7 +103,7 @@ def _config(path: Path, checkpoint: Translated, architecture: str | None, dtype:
     if classifier is not None and classifier.shape and not {"num_labels", "id2label"} & values.keys():
         values["num_labels"] = classifier.shape[0]
     try:
-        config = BertConfig.from_dict(values)
+        config: Any = BertConfig.from_dict(values)
     except (ValueError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{file}: {error}") from error
     named = values.get("architectures") or [names.guess_architecture(checkpoint.tensors)]
@@ -125,7 +125,7 @@ def _choose(checkpoint: Translated, config: Any, explicit: bool) -> dict[str, st
     missing = [name for name in missing if not re.search(r"\bpooler\b", name)]  # some encoders were saved without
     if missing and strict:
         some = ", ".join(missing[:5])
-        raise CheckpointError(f"{checkpoint.path} is no {architecture}: it lacks {some} ({len(missing)} tensors in all)")
+        raise CheckpointError(f"{checkpoint.path} is no {architecture}: it lacks {some} ({len(missing)} in all)")
     return {name: there for name, there in found.items() if name in needed or not strict}
 
 

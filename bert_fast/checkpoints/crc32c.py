@@ -77,7 +77,7 @@ def _remainder(data: np.ndarray) -> np.ndarray:
     return _divide_by_halves(rest.view(np.uint8), _SHORT_MULTIPLE)
 
 
-def crc32c(data: bytes | bytearray | memoryview | np.ndarray) -> int:
+def crc32c(data: bytes | memoryview) -> int:
     """The CRC-32C of a contiguous buffer (RFC 3720, appendix B.4): `crc32c(b"123456789") == 0xE3069283`."""
     if memoryview(data).nbytes < 512:
         return _update(0xFFFFFFFF, memoryview(data).tobytes()) ^ 0xFFFFFFFF
@@ -87,7 +87,7 @@ def crc32c(data: bytes | bytearray | memoryview | np.ndarray) -> int:
     return _update(state, view[body:].tobytes()) ^ 0xFFFFFFFF
 
 
-def masked_crc32c(data: bytes | bytearray | memoryview | np.ndarray) -> int:
+def masked_crc32c(data: bytes | memoryview) -> int:
     """`crc32c(data)` rotated and offset, as TensorFlow and LevelDB store it beside the data it protects."""
     crc = crc32c(data)
     return (((crc >> 15) | (crc << 17)) + _MASK_DELTA) & 0xFFFFFFFF

@@ -117,24 +117,25 @@ def _initialise(
     device: torch.device,
 ) -> None:
     """Fresh values for the absent parameters. The others have no memory yet: initialising them changes nothing."""
-    owners: set[str] = set()
+    paths: set[str] = set()
     for first, group in absent.items():
         old = state[first]
         if isinstance(old, nn.Parameter) and old.is_meta:
             # NaN, because no initialisation leaves it behind
             blank = torch.full(old.shape, float("nan"), dtype=dtype, device=device)
             _assign(model, group, nn.Parameter(blank, requires_grad=old.requires_grad))
-            owners |= {name.rpartition(".")[0] for name in group}
-    for path, module in model.named_modules():
-        if path in owners:
-            model._init_weights(module)
-            if _has_nan(module) and hasattr(module, "reset_parameters"):
-                module.reset_parameters()
-            if _has_nan(module):
-                raise CheckpointError(
-                    f"{path} ({type(module).__name__}) is not in the checkpoint, and neither _init_weights nor "
-                    "reset_parameters gives it values"
-                )
+            paths |= {name.rpartition(".")[0] for name in group}
+    owners = {path: module for path, module in model.named_modules() if path in paths}
+    for module in owners.values():
+        model._init_weights(module)
+    for path, module in owners.items():
+        if _has_nan(module) and hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+        if _has_nan(module):
+            raise CheckpointError(
+                f"{path} ({type(module).__name__}) is not in the checkpoint, and neither _init_weights nor "
+                "reset_parameters gives it values"
+            )
 
 
 def _has_nan(module: nn.Module) -> bool:

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 
 from bert_fast.checkpoints.files import INDEX_SUFFIX, read_json, weight_names
 from bert_fast.checkpoints.pickled import PickleFile
-from bert_fast.checkpoints.source import CheckpointError, CheckpointNotFoundError, Closing, TensorInfo, TensorSource
+from bert_fast.checkpoints.source import CheckpointError, CheckpointNotFoundError, TensorInfo, TensorSource
 from bert_fast.checkpoints.tensorflow import TensorBundle, find_bundle
 
 _DTYPES = {
@@ -31,8 +31,8 @@ _MAPPED_BYTES = 1 << 25
 """How much of a mapping may lie in memory before it is given up for a fresh one."""
 
 
-class SafetensorsFile(Closing):
-    """An open `.safetensors` file: a TensorSource whose tensors are views of the mapped file.
+class SafetensorsFile(TensorSource):
+    """An open `.safetensors` file whose tensors are views of the mapped file.
 
     Pages of a mapping count as the process's memory once they were read, so the mapping is renewed every 32 MiB: a
     caller who copies tensors out, and keeps no view, needs little more memory than the copies.
@@ -47,16 +47,19 @@ class SafetensorsFile(Closing):
     def load(self, name: str) -> torch.Tensor:
         """One tensor, a view of the mapping."""
         if self._read > _MAPPED_BYTES:
-            self._file, self._read = self._open(), 0
+            self.release()
         self._read += self.tensors[name].nbytes
         try:
+            self._file = self._file or self._open()
             return self._file.get_tensor(name)
         except (SafetensorError, RuntimeError, ValueError, TypeError) as error:
             raise CheckpointError(f"{self.path}: {name} cannot be read: {error}") from None
 
-    def close(self) -> None:
-        """Give up the mapping; it goes when the last view of it is gone."""
-        self._file = None
+    def release(self) -> None:
+        """Give up the mapping, until the next tensor is asked for. It goes when the last view of it is gone."""
+        self._file, self._read = None, 0
+
+    close = release
 
     def _open(self) -> Any:
         try:
@@ -71,8 +74,8 @@ class SafetensorsFile(Closing):
         return TensorInfo(tuple(view.get_shape()), _DTYPES.get(view.get_dtype()))
 
 
-class ShardedCheckpoint(Closing):
-    """Several files behind an index, `{"weight_map": {tensor: file}}`: a TensorSource.
+class ShardedCheckpoint(TensorSource):
+    """Several files behind an index, `{"weight_map": {tensor: file}}`.
 
     The files must lie beside the index: a path in the index, which could lead anywhere, is refused.
     """
@@ -80,16 +83,20 @@ class ShardedCheckpoint(Closing):
     def __init__(self, index: str | Path) -> None:
         self.path = Path(index)
         self._file_of = _read_weight_map(self.path)
+        self._last: str | None = None
         self._shards = {name: open_file(self.path.with_name(name)) for name in sorted(set(self._file_of.values()))}
-        self.tensors: dict[str, TensorInfo] = {}
         for name, file in self._file_of.items():
             if name not in self._shards[file].tensors:
                 raise CheckpointError(f"{self.path} says that {name} is in {file}, which does not hold it")
-            self.tensors[name] = self._shards[file].tensors[name]
+        self.tensors = {name: self._shards[file].tensors[name] for name, file in self._file_of.items()}
 
     def load(self, name: str) -> torch.Tensor:
-        """One tensor, as its shard gives it."""
-        return self._shards[self._file_of[name]].load(name)
+        """One tensor, as its shard gives it. Only one shard at a time keeps memory."""
+        file = self._file_of[name]
+        if self._last not in (None, file):
+            self._shards[self._last].release()
+        self._last = file
+        return self._shards[file].load(name)
 
     def close(self) -> None:
         """Close every shard."""
@@ -97,7 +104,7 @@ class ShardedCheckpoint(Closing):
             shard.close()
 
 
-def open_file(path: Path) -> SafetensorsFile | PickleFile:
+def open_file(path: Path) -> TensorSource:
     """Open one file of weights, known by its ending."""
     if not path.is_file():
         raise CheckpointNotFoundError(f"{path} does not exist")

@@ -12,6 +12,17 @@ import torch
 ATTENTION = (None, "eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
 """Names of attention that `transformers` knows. Here all of them mean the same: the best kernel that can run."""
 
+_WHENCE = (
+    "use_safetensors",
+    "variant",
+    "subfolder",
+    "revision",
+    "cache_dir",
+    "local_files_only",
+    "force_download",
+    "token",
+)
+
 _FLOATS = ("float32", "float16", "bfloat16", "float64")
 
 # What makes no difference here: automatic, always on, or long without effect in transformers too.
@@ -88,6 +99,10 @@ class LoadOptions:
         if not options.weights_only:
             raise ValueError("weights_only=False is not supported: a pickle of more than tensors can run any code")
         return options
+
+    def whence(self) -> dict[str, Any]:
+        """The options that say which files, and where they come from: the arguments of `resolve`."""
+        return {name: getattr(self, name) for name in _WHENCE}
 
     def chosen_device(self) -> torch.device:
         """The one device to load onto: `device`, `device_map`, or torch's default.

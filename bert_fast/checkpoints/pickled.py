@@ -10,11 +10,11 @@ from pathlib import Path
 
 import torch
 
-from bert_fast.checkpoints.source import CheckpointError, Closing, TensorInfo
+from bert_fast.checkpoints.source import CheckpointError, TensorInfo, TensorSource
 
 
-class PickleFile(Closing):
-    """An open `.bin`, `.pt` or `.pth` file that holds a dictionary of tensors: a TensorSource.
+class PickleFile(TensorSource):
+    """An open `.bin`, `.pt` or `.pth` file that holds a dictionary of tensors.
 
     Files in today's zip format are memory-mapped; those of before torch 1.6 have to be read whole.
 

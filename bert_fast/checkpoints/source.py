@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import torch
 
@@ -36,32 +37,29 @@ class TensorInfo:
         return prod(self.shape) * (self.dtype.itemsize if self.dtype else 0)
 
 
-class TensorSource(Protocol):
-    """An open checkpoint."""
+class TensorSource(ABC):
+    """An open checkpoint; use it in a `with` statement.
+
+    Attributes:
+        path: the file or directory it was opened from, for messages.
+        tensors: every tensor, by the name it has there.
+    """
 
     path: Path
-    """The file or directory it was opened from, for messages."""
-
     tensors: Mapping[str, TensorInfo]
-    """Every tensor, by the name it has in the file."""
 
+    @abstractmethod
     def load(self, name: str) -> torch.Tensor:
         """Read one tensor to the CPU. It may be a read-only view of a mapped file: copy it before it is changed.
 
         Raises CheckpointError where the bytes are not there or not the ones that were written.
         """
-        ...
 
-    def close(self) -> None:
+    def release(self) -> None:  # noqa: B027 - most keep nothing
+        """Give up memory that is only kept for speed; what is loaded later is read anew."""
+
+    def close(self) -> None:  # noqa: B027 - most have nothing to close
         """Close the files. Tensors that were loaded stay valid."""
-        ...
-
-
-class Closing:
-    """Gives a TensorSource its `with` statement."""
-
-    def close(self) -> None:
-        """Nothing to close, unless a subclass holds files open."""
 
     def __enter__(self: _Self) -> _Self:
         return self

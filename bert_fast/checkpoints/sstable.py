@@ -34,8 +34,9 @@ def read_table(data: bytes) -> dict[bytes, bytes]:
     if int.from_bytes(data[-8:], "little") != MAGIC:
         raise CheckpointError("it does not end in the magic number of a table: not a checkpoint index, or cut short")
     footer = data[-FOOTER_SIZE:-8]
-    _, at = _read_handle(footer, 0)
+    metaindex_handle, at = _read_handle(footer, 0)
     index_handle, _ = _read_handle(footer, at)
+    _read_block(data, metaindex_handle)  # it says nothing of use, but may not be damaged
 
     table: dict[bytes, bytes] = {}
     last: bytes | None = None

@@ -14,13 +14,13 @@ import torch
 
 from bert_fast.checkpoints.bundle_index import read_index
 from bert_fast.checkpoints.crc32c import masked_crc32c
-from bert_fast.checkpoints.source import CheckpointError, CheckpointNotFoundError, Closing
+from bert_fast.checkpoints.source import CheckpointError, CheckpointNotFoundError, TensorSource
 
 MAX_INDEX_SIZE = 1 << 26
 
 
-class TensorBundle(Closing):
-    """An open TensorFlow-1 checkpoint: a TensorSource with the names and layouts of the file.
+class TensorBundle(TensorSource):
+    """An open TensorFlow-1 checkpoint with the names and layouts of the file.
 
     Args:
         path: the prefix (`.../bert_model.ckpt`) or the index file (`.../bert_model.ckpt.index`).
@@ -61,9 +61,9 @@ class TensorBundle(Closing):
         file = self._file(entry.shard)
         with file.open("rb") as stream:
             stream.seek(entry.offset)
-            if stream.readinto(memoryview(values.numpy())) != entry.size:
+            if stream.readinto(values.numpy().data) != entry.size:
                 raise CheckpointError(f"{file} ends inside {name}: it was cut short")
-        if masked_crc32c(values.numpy()) != entry.crc:
+        if masked_crc32c(values.numpy().data) != entry.crc:
             raise CheckpointError(f"{file}: the checksum of {name} is wrong: the file was damaged")
         return values.view(entry.info.dtype).reshape(entry.info.shape)
 

@@ -7,12 +7,12 @@ from dataclasses import replace
 import torch
 
 from bert_fast.checkpoints import names
-from bert_fast.checkpoints.source import CheckpointError, Closing, TensorInfo, TensorSource
+from bert_fast.checkpoints.source import CheckpointError, TensorInfo, TensorSource
 from bert_fast.checkpoints.tensorflow import TensorBundle
 
 
-class Translated(Closing):
-    """A TensorSource with Hugging Face's names and layouts, over one with any that `names` knows.
+class Translated(TensorSource):
+    """A checkpoint with Hugging Face's names and layouts, over one with any that `names` knows.
 
     Attributes:
         original: the name in the file, for every name here.
@@ -28,7 +28,8 @@ class Translated(Closing):
         self.path = source.path
         self._source = source
         self._transposed: set[str] = set()
-        self.tensors: dict[str, TensorInfo] = {}
+        tensors: dict[str, TensorInfo] = {}
+        self.tensors = tensors
         self.original: dict[str, str] = {}
         self.skipped: list[str] = []
         self.unknown: list[str] = []
@@ -42,12 +43,12 @@ class Translated(Closing):
                 rule = names.from_tensorflow(name)
                 today, transposed = rule or (name, False)
                 self.unknown += [] if rule else [name]
-            if today in self.tensors:
+            if today in tensors:
                 raise CheckpointError(f"{self.path}: {name} and {self.original[today]} both mean {today}")
             if transposed:
                 self._transposed.add(today)
                 info = replace(info, shape=info.shape[::-1])
-            self.tensors[today], self.original[today] = info, name
+            tensors[today], self.original[today] = info, name
 
     def load(self, name: str) -> torch.Tensor:
         """One tensor by its name of today. It may be a read-only view, and not contiguous."""

@@ -15,8 +15,9 @@ from bert_fast.packing import Layout
 class BertSelfAttention(nn.Module):
     """Multi-head self-attention (Vaswani et al., 2017; Hugging Face's ``BertSelfAttention``) over packed rows."""
 
-    def __init__(self, config: BertConfig) -> None:
+    def __init__(self, config: BertConfig, dropout_site: int) -> None:
         super().__init__()
+        self.dropout_site = dropout_site
         hidden = config.hidden_size
         self.num_attention_heads = config.num_attention_heads
         self.attention_head_size = hidden // config.num_attention_heads
@@ -65,18 +66,18 @@ class BertSelfAttention(nn.Module):
 class BertSelfOutput(ResidualOutput):
     """The attention's output projection, residual and LayerNorm."""
 
-    def __init__(self, config: BertConfig) -> None:
-        super().__init__(config.hidden_size, config)
+    def __init__(self, config: BertConfig, dropout_site: int) -> None:
+        super().__init__(config.hidden_size, config, dropout_site)
 
 
 class BertAttention(nn.Module):
     """Self-attention with its output projection."""
 
-    def __init__(self, config: BertConfig) -> None:
+    def __init__(self, config: BertConfig, dropout_site: int) -> None:
         super().__init__()
-        self.self = BertSelfAttention(config)
-        self.output = BertSelfOutput(config)
+        self.self = BertSelfAttention(config, dropout_site)
+        self.output = BertSelfOutput(config, dropout_site + 1)
 
     def forward(self, x: Tensor, layout: Layout, probabilities: list[Tensor] | None = None) -> Tensor:
         """``[T, H]`` -> ``[T, H]``."""
-        return self.output(self.self(x, layout, probabilities), x)
+        return self.output(self.self(x, layout, probabilities), x, layout.seed)

@@ -31,23 +31,26 @@ class BertIntermediate(nn.Module):
 class BertOutput(ResidualOutput):
     """The second half: the projection back, residual and LayerNorm."""
 
-    def __init__(self, config: BertConfig) -> None:
-        super().__init__(config.intermediate_size, config)
+    def __init__(self, config: BertConfig, dropout_site: int) -> None:
+        super().__init__(config.intermediate_size, config, dropout_site)
 
 
 class BertLayer(nn.Module):
-    """One layer: attention and feed-forward, each with its residual and LayerNorm behind it."""
+    """One layer: attention and feed-forward, each with its residual and LayerNorm behind it.
 
-    def __init__(self, config: BertConfig) -> None:
+    ``index``: its place in the encoder, which tells its dropout masks from the other layers'.
+    """
+
+    def __init__(self, config: BertConfig, index: int = 0) -> None:
         super().__init__()
-        self.attention = BertAttention(config)
+        self.attention = BertAttention(config, 3 * index)
         self.intermediate = BertIntermediate(config)
-        self.output = BertOutput(config)
+        self.output = BertOutput(config, 3 * index + 2)
 
     def forward(self, x: Tensor, layout: Layout, probabilities: list[Tensor] | None = None) -> Tensor:
         """``[T, H]`` -> ``[T, H]``."""
         x = self.attention(x, layout, probabilities)
-        return self.output(self.intermediate(x), x)
+        return self.output(self.intermediate(x), x, layout.seed)
 
 
 class BertEncoder(nn.Module):
@@ -55,7 +58,7 @@ class BertEncoder(nn.Module):
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
-        self.layer = nn.ModuleList(BertLayer(config) for _ in range(config.num_hidden_layers))
+        self.layer = nn.ModuleList(BertLayer(config, index) for index in range(config.num_hidden_layers))
         self.gradient_checkpointing = False
 
     def forward(

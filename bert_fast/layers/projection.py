@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from bert_fast import derived, ops
+from bert_fast import backend, derived, ops
 from bert_fast.layers.activations import GELU, activation_function
 from bert_fast.ops.linear import PackedLinear, cpu_linear_plan, pack_linear
 
@@ -14,8 +14,17 @@ def project(module: nn.Module, x: Tensor, hidden_act: str | None = None) -> Tens
         packed = _packed(module, (module,), x)
         if packed is not None:
             return packed(x) if hidden_act is None else packed(x, "gelu", GELU[hidden_act])
+    if hidden_act in GELU:
+        return ops.bias_gelu(*project_split(module, x), GELU[hidden_act])
     y = _call(module, x)
     return y if hidden_act is None else activation_function(hidden_act)(y)
+
+
+def project_split(module: nn.Module, x: Tensor) -> tuple[Tensor, Tensor | None]:
+    """``module(x)`` as a product and a bias still to be added, for a kernel that adds it on its way; or None for it."""
+    if backend.has_kernels(x.device) and derived.plain_linear(module) and module.weight.device == x.device:
+        return ops.linear(x, module.weight, None), module.bias
+    return project(module, x), None
 
 
 def project_and_add(module: nn.Module, x: Tensor, residual: Tensor) -> Tensor | None:

@@ -128,7 +128,9 @@ class BertModel(BertPreTrainedModel):
         x = x.to(compute_dtype(dtype, x.device))
         hidden_states: list[Tensor] | None = [] if output_hidden_states else None
         attentions: list[Tensor] | None = [] if output_attentions else None
-        x = self.encoder(x, layout.with_bias_of(x), hidden_states=hidden_states, probabilities=attentions)
+        x = self.encoder(
+            x, layout.prepared_for(x, self.training), hidden_states=hidden_states, probabilities=attentions
+        )
 
         pooled = None if self.pooler is None else self.pooler(x, layout)
         states = None if hidden_states is None else tuple(layout.unpack(h).to(dtype) for h in hidden_states)

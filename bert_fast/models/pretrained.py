@@ -6,18 +6,18 @@ import copy
 import inspect
 import os
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import torch
-from torch import nn
 
 from bert_fast.checkpoints.files import config_file, read_config
 from bert_fast.checkpoints.fill import WeightsOnMeta, fill, state_of
 from bert_fast.checkpoints.huggingface import open_checkpoint
 from bert_fast.checkpoints.names import TIED
-from bert_fast.checkpoints.options import LoadOptions
-from bert_fast.checkpoints.plan import Plan, plan
+from bert_fast.checkpoints.options import LoadOptions, as_dtype
+from bert_fast.checkpoints.plan import LoadReport, plan
 from bert_fast.checkpoints.resolve import resolve
 from bert_fast.checkpoints.save import MAX_SHARD_SIZE, save_weights, writable
 from bert_fast.checkpoints.source import CheckpointError
@@ -32,8 +32,10 @@ MAX_LAYERS = 1000
 class PreTrainedMixin:
     """Loading and saving, for a subclass of `nn.Module` that has a `config` and `_init_weights(module)`."""
 
+    config: Any
     config_class: ClassVar[Any]
     base_model_prefix: ClassVar[str] = "bert"
+    state_dict: Callable[..., dict[str, Any]]
 
     @classmethod
     def from_pretrained(
@@ -73,9 +75,7 @@ class PreTrainedMixin:
         """
         options = LoadOptions.take(kwargs)
         device = options.chosen_device()
-        where = ("subfolder", "variant", "use_safetensors", "revision", "cache_dir", "local_files_only")
-        where += ("force_download", "token")
-        path = resolve(pretrained_model_name_or_path, **{name: getattr(options, name) for name in where})
+        path = resolve(pretrained_model_name_or_path, **options.whence())
         source = open_checkpoint(path, variant=options.variant, use_safetensors=options.use_safetensors)
         with Translated(source) as checkpoint:
             config, arguments = cls._config_for(checkpoint, path, config, options.rest)
@@ -85,8 +85,14 @@ class PreTrainedMixin:
             state, aliases = state_of(model)
             shapes = {name: tuple(value.shape) for name, value in state.items()}
             planned = plan(checkpoint, shapes, aliases, f"{cls.base_model_prefix}.")
-            _judge(planned, checkpoint, cls.__name__, options)
+            _judge(planned.report, checkpoint, cls.__name__, options)
             fill(model, checkpoint, planned, dtype=dtype, device=device)
+        if planned.random:
+            warnings.warn(
+                f"{cls.__name__}: {', '.join(planned.random)} are not in {checkpoint.path} and were initialised at "
+                "random; train the model before relying on its output",
+                stacklevel=2,
+            )
         model.name_or_path = str(pretrained_model_name_or_path)
         model.eval()
         return (model, planned.report.to_dict()) if options.output_loading_info else model
@@ -106,6 +112,8 @@ class PreTrainedMixin:
                 values["num_labels"] = classifier.shape[0]  # Google's config does not say
             try:
                 config = cls.config_class.from_dict(values)
+                if config.dtype is not None:
+                    as_dtype(config.dtype, "dtype")
             except (ValueError, TypeError, AttributeError) as error:
                 raise CheckpointError(f"{file}: {error}") from error
             known = {*config.to_dict(), "num_labels"}
@@ -122,7 +130,7 @@ class PreTrainedMixin:
         return config, arguments
 
     @classmethod
-    def _on_meta(cls, config: Any, args: tuple, kwargs: dict[str, Any], checkpoint: Translated) -> Any:
+    def _on_meta(cls: Any, config: Any, args: tuple, kwargs: dict[str, Any], checkpoint: Translated) -> Any:
         layers = config.num_hidden_layers
         if layers > max(MAX_LAYERS, len(checkpoint.tensors)):
             held = len(checkpoint.tensors)
@@ -165,7 +173,6 @@ class PreTrainedMixin:
             raise ValueError(f"save_pretrained() does not support {', '.join(refused)}")
         if not is_main_process:
             return
-        assert isinstance(self, nn.Module)
         directory = Path(save_directory)
         if directory.exists() and not directory.is_dir():
             raise ValueError(f"save_directory must be a directory; {directory} is a file")
@@ -185,9 +192,8 @@ def _first_dtype(checkpoint: Translated) -> torch.dtype | None:
     return next((dtype for dtype in dtypes if dtype is not None and dtype.is_floating_point), None)
 
 
-def _judge(planned: Plan, checkpoint: Translated, model: str, options: LoadOptions) -> None:
-    """Raise for what may not differ; warn of weights that stay random."""
-    report = planned.report
+def _judge(report: LoadReport, checkpoint: Translated, model: str, options: LoadOptions) -> None:
+    """Raise for what may not differ."""
     if report.mismatched and (options.strict or not options.ignore_mismatched_sizes):
         shapes = "; ".join(f"{name} is {list(there)}, not {list(here)}" for name, there, here in report.mismatched)
         raise CheckpointError(
@@ -198,10 +204,4 @@ def _judge(planned: Plan, checkpoint: Translated, model: str, options: LoadOptio
         raise CheckpointError(
             f"strict=True, and {checkpoint.path} does not hold exactly a {model}. Missing: "
             f"{', '.join(report.missing) or 'nothing'}. Unexpected: {', '.join(report.unexpected) or 'nothing'}"
-        )
-    if planned.random:
-        warnings.warn(
-            f"{model}: {', '.join(planned.random)} are not in {checkpoint.path} and were initialised at random; train "
-            "the model before relying on its output",
-            stacklevel=3,
         )
