@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from . import launch
 from .common import (
     cdiv,
     column_sums,
@@ -94,14 +95,10 @@ def _backward_kernel(
         tl.store(partials + tl.program_id(1) * WIDTH + col, dbias, col < WIDTH)
 
 
-_RESIDENT = 4  # backward programs on a multiprocessor: what 4 warps of 128 registers a thread allow
-_TILE = 4096  # elements: 32 in a thread, four independent 16-byte loads of 16 bits
-
-
-def _columns(width: int) -> int:
-    """The widest block of at most 1,024 columns that divides the width, if it is worth a warp; else one that covers."""
+def _columns(width: int, most: int) -> int:
+    """The widest block of at most ``most`` columns that divides the width, if worth a warp; else one that covers it."""
     divisor = width & -width
-    return min(divisor, 1024) if divisor >= 256 else min(next_power_of_2(width), 1024)
+    return min(divisor, most) if divisor >= 256 else min(next_power_of_2(width), most)
 
 
 def checked_approximate(approximate: str) -> str:
@@ -121,8 +118,9 @@ def bias_gelu_forward(x: Tensor, bias: Tensor | None, approximate: str = "none")
     if x.numel() == 0:
         return y
     x = contiguous_rows(x)
-    cols = _columns(width)
-    rows = max(1, _TILE // cols)
+    chosen = launch.parameters("bias_gelu_forward", launch.architecture())
+    cols = _columns(width, chosen["COLS"])
+    rows = max(1, chosen["ELEMENTS"] // cols)
     with on_device(x):
         _forward_kernel[(cdiv(width, cols) * cdiv(tokens, rows),)](
             x,
@@ -135,7 +133,7 @@ def bias_gelu_forward(x: Tensor, bias: Tensor | None, approximate: str = "none")
             PACKED=packed_rows(x),
             COLS=cols,
             ROWS=rows,
-            num_warps=4,
+            **launch.launch_options(chosen),
         )
     return y
 
@@ -153,10 +151,11 @@ def bias_gelu_backward(
     if x.numel() == 0:
         return dx, None if dbias is None else dbias.zero_()
     dy, x = contiguous_rows(dy), contiguous_rows(x)
-    cols = _columns(width)
-    rows = max(1, _TILE // cols)
+    chosen = launch.parameters("bias_gelu_backward", launch.architecture())
+    cols = _columns(width, chosen["COLS"])
+    rows = max(1, chosen["ELEMENTS"] // cols)
     blocks = cdiv(width, cols)
-    walkers = min(cdiv(tokens, rows), max(1, multiprocessors(x.device) * _RESIDENT // blocks))
+    walkers = min(cdiv(tokens, rows), max(1, multiprocessors(x.device) * chosen["RESIDENT"] // blocks))
     partials = torch.empty((1, walkers, width), dtype=torch.float32, device=x.device) if dbias is not None else None
     with on_device(x):
         _backward_kernel[(blocks, walkers)](
@@ -173,8 +172,7 @@ def bias_gelu_backward(
             PACKED=packed_rows(dy, x),
             COLS=cols,
             ROWS=rows,
-            num_warps=4,
-            maxnreg=128,
+            **launch.launch_options(chosen),
         )
         if dbias is not None:
             column_sums(partials, [dbias])

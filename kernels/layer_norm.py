@@ -26,6 +26,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from . import launch
 from .common import (
     NO_DROPOUT,
     Dropout,
@@ -274,18 +275,6 @@ def _backward_kernel(
 
 # --- launchers ---
 
-_FORWARD_VALUES = 32  # of a row in one thread: whole rows in a warp up to 1,024 columns of 16 bits
-_BACKWARD_VALUES = 12  # fewer, since each of them carries two or three column sums
-
-
-def _backward_residency(held: int) -> tuple[int, int]:
-    """(registers a thread may take, warps a multiprocessor then holds) for ``held`` values of a row in one thread.
-
-    The grid is persistent, so it must fit: 65,536 registers are 20 warps at 96 and 16 at 128. The caps are what the
-    kernel needs without spilling; left alone the compiler takes more, and with it the warps that hide latency.
-    """
-    return (96, 20) if held <= 8 else (128, 16)
-
 
 def layer_norm_forward(
     x: Tensor, weight: Tensor, bias: Tensor, eps: float, *, out_dtype: torch.dtype | None = None
@@ -410,7 +399,8 @@ def normalise(
         return y, mean, rstd
     x, residual = contiguous_rows(x), contiguous_rows(residual)
     itemsize = max(t.element_size() for t in (x, y, residual) if t is not None)
-    plan = row_plan(hidden, itemsize, _FORWARD_VALUES)
+    chosen = launch.parameters("layer_norm_forward", launch.architecture())
+    plan = row_plan(hidden, itemsize, chosen["VALUES"], chosen["num_warps"])
     with on_device(x):
         _forward_kernel[(cdiv(tokens, plan.rows),)](
             x,
@@ -473,10 +463,12 @@ def normalise_backward(
         return outs[0], outs[1], outs[2] if x_bias_grad else None
     dy, x, dy_more = contiguous_rows(dy), contiguous_rows(x), contiguous_rows(dy_more)
     itemsize = max(t.element_size() for t in (dy, x, dz, dx) if t is not None)
-    plan = row_plan(hidden, itemsize, _BACKWARD_VALUES)
-    held = plan.chunks * plan.vector
-    registers, warps = _backward_residency(held)
-    programs = multiprocessors(x.device) * max(1, warps // plan.num_warps)
+    arch = launch.architecture()
+    chosen = launch.parameters("layer_norm_backward", arch)
+    plan = row_plan(hidden, itemsize, chosen["VALUES"], chosen["num_warps"])
+    chosen = launch.parameters("layer_norm_backward_resident", arch, values=plan.chunks * plan.vector)
+    # persistent, so all of it must be resident: a last half-wave would double the time
+    programs = multiprocessors(x.device) * max(1, chosen["RESIDENT_WARPS"] // plan.num_warps)
     programs = min(programs, cdiv(tokens, plan.rows))
     partials = torch.empty((sums, programs, hidden), dtype=torch.float32, device=x.device)
     with on_device(x):
@@ -507,9 +499,9 @@ def normalise_backward(
             CHUNKS=plan.chunks,
             ROWS=plan.rows,
             VECTOR=plan.vector,
-            STAGES=2 if held <= 12 else 1,
+            STAGES=chosen["num_stages"],
             num_warps=plan.num_warps,
-            maxnreg=registers,
+            **launch.launch_options(chosen),
         )
         column_sums(partials, outs)
     return outs[0], outs[1], outs[2] if x_bias_grad else None
