@@ -15,7 +15,7 @@ EPS = 1e-12
 def compiled():
     module = extension.module()
     if module is None or not hasattr(module, "unpad_cuda"):
-        pytest.skip(f"no CUDA code in the extension: {extension.unavailable_reason() or extension.build_info()['notes']}")
+        pytest.skip(f"no CUDA code in the extension: {extension.build_info()}")
     reason = module.cuda_status(torch.cuda.current_device())
     assert reason is None, reason
     return module
@@ -47,11 +47,11 @@ def check_unpad(compiled, mask: torch.Tensor) -> None:
     assert longest == (lengths.max() if len(lengths) else 0)
 
 
+SHAPES = [(0, 5), (5, 0), (1, 1), (32, 128), (1000, 3), (1, 32769), (32769, 1), (65, 511), (2048, 777), (10**6, 2)]
+
+
 @pytest.mark.parametrize("density", [0.0, 0.5, 1.0])
-@pytest.mark.parametrize(
-    "shape",
-    [(0, 5), (5, 0), (1, 1), (1, 32769), (32769, 1), (32, 128), (64, 512), (65, 511), (1000, 3), (2048, 777), (10**6, 2)],
-)
+@pytest.mark.parametrize("shape", SHAPES)
 def test_unpad_equals_torch(compiled, shape: tuple[int, int], density: float) -> None:
     generator = torch.Generator("cuda").manual_seed(0)
     check_unpad(compiled, torch.rand(shape, generator=generator, device="cuda") < density)
