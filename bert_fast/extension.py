@@ -43,6 +43,14 @@ def module() -> ModuleType | None:
     return _load()[0]
 
 
+def required() -> ModuleType:
+    """The extension; RuntimeError with the cause where it cannot be used."""
+    compiled, reason = _load()
+    if compiled is None:
+        raise RuntimeError(f"bert_fast needs its C++ extension here: {reason}")
+    return compiled
+
+
 def unavailable_reason() -> str | None:
     """Why ``module()`` is None; None if it is not."""
     return _load()[1]
@@ -56,7 +64,7 @@ def build_info() -> dict[str, Any]:
     ``notes`` (what the build had to leave out, and why).
     """
     compiled, reason = _load()
-    info = {"version": None, "compiler": None, "made_for": None, "cuda": False, "nvcc": None, "archs": []}
+    info: dict[str, Any] = dict.fromkeys(("version", "compiler", "made_for", "nvcc")) | {"cuda": False, "archs": []}
     if compiled is None:
         info["version"] = importlib.metadata.version("bert-fast")
     else:

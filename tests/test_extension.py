@@ -270,12 +270,14 @@ def test_the_environment_turns_it_off_without_a_warning() -> None:
     code = (
         "from bert_fast import build_info, extension\n"
         "assert extension.module() is None\n"
-        "print(extension.unavailable_reason(), build_info()['extension'], build_info()['version'])"
+        "print(extension.unavailable_reason(), build_info()['extension'], build_info()['version'])\n"
+        "extension.required()"
     )
     done = python(code, BERT_FAST_EXTENSION="0")
     version = importlib.metadata.version("bert-fast")
     assert done.stdout == f"it is turned off by BERT_FAST_EXTENSION=0 False {version}\n", done.stderr
     assert "Warning" not in done.stderr
+    assert "RuntimeError: bert_fast needs its C++ extension here: it is turned off by BERT_FAST_EXTENSION=0" in done.stderr
 
 
 def test_import_makes_no_cuda_call_and_loads_no_extension() -> None:
