@@ -277,7 +277,7 @@ def test_the_environment_turns_it_off_without_a_warning() -> None:
     version = importlib.metadata.version("bert-fast")
     assert done.stdout == f"it is turned off by BERT_FAST_EXTENSION=0 False {version}\n", done.stderr
     assert "Warning" not in done.stderr
-    assert "RuntimeError: bert_fast needs its C++ extension here: it is turned off by BERT_FAST_EXTENSION=0" in done.stderr
+    assert "RuntimeError: bert_fast needs its C++ extension here: it is turned off" in done.stderr
 
 
 def test_import_makes_no_cuda_call_and_loads_no_extension() -> None:
