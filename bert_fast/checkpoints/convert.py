@@ -89,7 +89,7 @@ def convert(
             tensors = {name: t.to(wanted) if t.is_floating_point() else t for name, t in tensors.items()}
         tensors = writable(tensors, names.TIED if config.tie_word_embeddings else {})
         save_weights(tensors, directory, max_shard_size)
-        problem = _tokenizer_files(path if path.is_dir() else path.parent, directory, config, do_lower_case)
+        problem = _tokenizer_files(path if path.is_dir() else path.parent, directory, do_lower_case)
         config.save_pretrained(directory)
     kept = {checkpoint.original[there] for there in chosen.values()}
     dropped = tuple(name for name in (*checkpoint.original.values(), *checkpoint.skipped) if name not in kept)
@@ -129,7 +129,7 @@ def _choose(checkpoint: Translated, config: Any, explicit: bool) -> dict[str, st
     return {name: there for name, there in found.items() if name in needed or not strict}
 
 
-def _tokenizer_files(source: Path, directory: Path, config: Any, do_lower_case: bool | None) -> str | None:
+def _tokenizer_files(source: Path, directory: Path, do_lower_case: bool | None) -> str | None:
     """Copy the tokenizer and its like, or make them from the vocabulary; None, or why there is no tokenizer."""
     for name in COMPANIONS:
         if (source / name).is_file():
@@ -139,9 +139,7 @@ def _tokenizer_files(source: Path, directory: Path, config: Any, do_lower_case: 
     if (directory / "tokenizer.json").exists() and do_lower_case is None:
         return None
     try:
-        limit = None if (directory / "tokenizer_config.json").exists() else config.max_position_embeddings
-        tokenizer = Tokenizer.from_pretrained(source, do_lower_case=do_lower_case, model_max_length=limit)
-        tokenizer.save_pretrained(directory)
+        Tokenizer.from_pretrained(source, do_lower_case=do_lower_case).save_pretrained(directory)
     except TokenizerError as error:
         return str(error)
     if (source / "vocab.txt").is_file():
