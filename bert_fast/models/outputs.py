@@ -1,6 +1,7 @@
 """What the models return: dictionaries with attributes and tuple indexing, with Hugging Face's field names."""
 
 from collections import OrderedDict
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -9,13 +10,19 @@ from torch.utils import _pytree as pytree
 
 
 class ModelOutput(OrderedDict):
-    """An output read as ``outputs.logits``, ``outputs["logits"]`` or, where None does not count, ``outputs[0]``."""
+    """An output read as ``outputs.logits``, ``outputs["logits"]`` or, where None does not count, ``outputs[0]``.
+
+    It is made from keywords, or, as code that rebuilds any mapping does (Accelerate, DataParallel's gather), from one
+    dictionary or from pairs.
+    """
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if value is not None:
-                OrderedDict.__setitem__(self, field.name, value)
+        first = fields(self)[0].name
+        given = getattr(self, first)
+        if isinstance(given, (Mapping, Iterator)):
+            del self[first]
+            for name, value in dict(given).items():
+                setattr(self, name, value)
 
     def __init_subclass__(cls) -> None:
         pytree.register_pytree_node(
@@ -35,9 +42,22 @@ class ModelOutput(OrderedDict):
         object.__setattr__(self, key, value)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in self.keys() and value is not None:
+        if value is not None and name in self.__dataclass_fields__:
             OrderedDict.__setitem__(self, name, value)
+        elif name in self.keys():
+            OrderedDict.__delitem__(self, name)
         object.__setattr__(self, name, value)
+
+    def __delitem__(self, key: str) -> None:
+        OrderedDict.__delitem__(self, key)
+        object.__setattr__(self, key, None)
+
+    def pop(self, key: str, *default: Any) -> Any:
+        """As a dictionary's; the field becomes None."""
+        value = OrderedDict.pop(self, key, *default)
+        if key in self.__dataclass_fields__:
+            object.__setattr__(self, key, None)
+        return value
 
     def __reduce__(self) -> tuple:
         return _rebuild, (type(self), dict(self))
