@@ -12,6 +12,7 @@ def layout_from_mask(
     seqlen: int,
     device: torch.device,
     *,
+    heads: int,
     keep_first: bool,
     keep: Tensor | None,
     exact: bool,
@@ -20,8 +21,9 @@ def layout_from_mask(
     """The layout of a padded batch.
 
     Args:
-        attention_mask: ``[B, S]`` (nonzero is visible), or ``[B, S, S]`` / ``[B or 1, N or 1, S, S]``, bool or integer
-            (nonzero is visible) or additive float (-inf or the dtype's minimum hides).
+        attention_mask: ``[B, S]`` (nonzero is visible), or ``[B, S, S]`` / ``[B or 1, N or 1, S or 1, S]``, bool or
+            integer (nonzero is visible) or additive float (-inf or the dtype's minimum hides).
+        heads: N.
         keep_first: the first place of every sequence is read (by the pooler) even if hidden.
         keep: bool ``[B, S]``, other places that are read.
         exact: hidden places are returned as computed.
@@ -34,7 +36,8 @@ def layout_from_mask(
         return layout_of_dense(batch, seqlen, device)
     attention_mask = attention_mask.to(device)
     if attention_mask.dim() in (3, 4):
-        return layout_of_dense(batch, seqlen, device, _additive(attention_mask, batch, seqlen))
+        bias = _additive(attention_mask, batch, heads, seqlen).expand(-1, -1, seqlen, -1)
+        return layout_of_dense(batch, seqlen, device, bias)
     if attention_mask.shape != (batch, seqlen):
         raise ValueError(
             f"attention_mask must be [batch, seqlen] = [{batch}, {seqlen}], or have 3 or 4 dimensions, "
@@ -49,14 +52,14 @@ def layout_from_mask(
     return layout if exact or not dense else layout.with_zeroed_hidden()
 
 
-def _additive(mask: Tensor, batch: int, seqlen: int) -> Tensor:
-    if mask.dim() == 3:
-        mask = mask[:, None]
-    allowed = mask.shape[0] in (1, batch) and mask.shape[2:] == (seqlen, seqlen)
-    if not allowed:
+def _additive(given: Tensor, batch: int, heads: int, seqlen: int) -> Tensor:
+    mask = given[:, None] if given.dim() == 3 else given
+    allowed = ((1, batch), (1, heads), (1, seqlen), (seqlen,))
+    if any(size not in sizes for size, sizes in zip(mask.shape, allowed, strict=True)):
         raise ValueError(
-            f"attention_mask of 3 or 4 dimensions must end in [seqlen, seqlen] = [{seqlen}, {seqlen}] and begin with "
-            f"batch = {batch} or 1, not {list(mask.shape)}"
+            f"attention_mask of 3 or 4 dimensions must be [batch, seqlen, seqlen] or [batch, heads, seqlen, seqlen] = "
+            f"[{batch}, {heads}, {seqlen}, {seqlen}], where batch, heads and the first seqlen may be 1, "
+            f"not {list(given.shape)}"
         )
     if not mask.is_floating_point():
         return torch.zeros(mask.shape, device=mask.device).masked_fill(mask == 0, -torch.inf)
