@@ -41,6 +41,11 @@ def derive(owner: nn.Module, key: Hashable, sources: Sequence[Tensor], build: Ca
     return entry.value
 
 
+def trackable(sources: Sequence[Tensor]) -> bool:
+    """Whether changes of ``sources`` can be seen: inference tensors count no versions."""
+    return not any(s.is_inference() for s in sources)
+
+
 def drop(model: nn.Module) -> None:
     """Forget every derived weight of ``model`` and its submodules."""
     if len(_entries):
@@ -75,7 +80,7 @@ def plain_linear(module: nn.Module) -> bool:
 
 
 def _plain_tensor(x: Tensor) -> bool:
-    return type(x) in (nn.Parameter, Tensor) and not x.is_inference()
+    return type(x) in (nn.Parameter, Tensor)
 
 
 def _fingerprint(sources: Sequence[Tensor]) -> int:

@@ -150,7 +150,7 @@ class Layout:
         key_mask: bool ``[T]``; False marks rows that are computed though the mask hides them: no query sees them.
         zero_hidden: whether hidden places come back as zeros (else as computed).
         bias: additive scores ``[B or 1, N or 1, S, S]`` of a 3D or 4D mask.
-        groups: the plan of PyTorch's CPU attention.
+        plan: what all layers' attention over this batch shares.
         seed: of the kernels' dropout in this forward pass, int64 ``[1]``; None where PyTorch draws the masks.
     """
 
@@ -161,7 +161,7 @@ class Layout:
     key_mask: Tensor | None = None
     zero_hidden: bool = False
     bias: Tensor | None = None
-    groups: ops.AttentionGroups | None = None
+    plan: ops.AttentionPlan = None
     seed: Tensor | None = None
 
     def pack(self, x: Tensor) -> Tensor:
@@ -203,7 +203,7 @@ class Layout:
 
 def layout_of_packed(batch: PackedBatch) -> Layout:
     """The layout of a batch that is packed already: nothing to compute, nothing to wait for."""
-    return Layout(batch.cu_seqlens, batch.max_seqlen, groups=_groups(batch.cu_seqlens, None))
+    return Layout(batch.cu_seqlens, batch.max_seqlen, plan=ops.attention_plan(batch.cu_seqlens))
 
 
 def layout_of_dense(batch: int, seqlen: int, device: torch.device, bias: Tensor | None = None) -> Layout:
@@ -211,8 +211,7 @@ def layout_of_dense(batch: int, seqlen: int, device: torch.device, bias: Tensor 
     cu_seqlens = torch.arange(0, batch * seqlen + 1, max(seqlen, 1), dtype=torch.int32, device=device)[: batch + 1]
     if seqlen == 0:
         cu_seqlens = torch.zeros(batch + 1, dtype=torch.int32, device=device)
-    groups = None if bias is not None else _groups(cu_seqlens, None)
-    return Layout(cu_seqlens, seqlen, (batch, seqlen), bias=bias, groups=groups)
+    return Layout(cu_seqlens, seqlen, (batch, seqlen), bias=bias, plan=ops.attention_plan(cu_seqlens))
 
 
 def layout_of_mask(mask: Tensor, *, keep: Tensor | None = None, exact: bool = False) -> Layout:
@@ -239,11 +238,5 @@ def layout_of_mask(mask: Tensor, *, keep: Tensor | None = None, exact: bool = Fa
             key_mask = None
         dense = layout_of_dense(batch, seqlen, mask.device)
         cu_seqlens, max_seqlen = dense.cu_seqlens, seqlen
-    groups = _groups(cu_seqlens, key_mask)
-    return Layout(cu_seqlens, max_seqlen, (batch, seqlen), indices, key_mask, not exact, groups=groups)
-
-
-def _groups(cu_seqlens: Tensor, key_mask: Tensor | None) -> ops.AttentionGroups | None:
-    if torch.compiler.is_compiling() or cu_seqlens.device.type != "cpu":
-        return None
-    return ops.AttentionGroups(cu_seqlens, key_mask)
+    plan = ops.attention_plan(cu_seqlens, key_mask)
+    return Layout(cu_seqlens, max_seqlen, (batch, seqlen), indices, key_mask, not exact, plan=plan)

@@ -43,7 +43,9 @@ class BertSelfAttention(nn.Module):
             bias=layout.bias,
             key_mask=layout.key_mask,
             p=p,
-            groups=layout.groups,
+            seed=layout.seed,
+            site=self.dropout_site,
+            plan=layout.plan,
         )
         return y.flatten(1)
 
@@ -58,7 +60,9 @@ class BertSelfAttention(nn.Module):
             mask = torch.zeros(visible.shape, dtype=q.dtype, device=q.device).masked_fill(~visible, -math.inf)
             v = v.masked_fill(~visible.transpose(2, 3), 0)
         scale = 1 / math.sqrt(self.attention_head_size)
-        probs = ops.scaled_masked_softmax(q @ k.transpose(-1, -2), mask, scale, p=p)
+        probs = ops.scaled_masked_softmax(
+            q @ k.transpose(-1, -2), mask, scale, p=p, seed=layout.seed, site=self.dropout_site
+        )
         probabilities.append(probs)
         return (probs @ v).transpose(1, 2).flatten(0, 1)
 

@@ -87,7 +87,7 @@ def _joined(owner: nn.Module, modules: tuple[nn.Module, ...], x: Tensor) -> _Joi
 
 
 def _same_kind(modules: tuple[nn.Module, ...]) -> bool:
-    if not all(map(derived.plain_linear, modules)):
+    if not all(map(derived.plain_linear, modules)) or not derived.trackable(_sources(modules)):
         return False
     first = modules[0]
     return all(

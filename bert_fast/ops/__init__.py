@@ -1,7 +1,6 @@
 """The only door to the kernels: one file per op, each with its schema, its fake, its gradient and its backends."""
 
-from bert_fast.ops.attention import attention
-from bert_fast.ops.attention_groups import AttentionGroups
+from bert_fast.ops.attention import AttentionPlan, attention, attention_plan
 from bert_fast.ops.dropout_add_layer_norm import dropout_add_layer_norm
 from bert_fast.ops.embedding import embedding_layer_norm
 from bert_fast.ops.gelu import bias_gelu, gelu_layer_norm
@@ -12,8 +11,9 @@ from bert_fast.ops.softmax import scaled_masked_softmax
 from bert_fast.ops.unpad import pad_rows, unpad, unpad_rows
 
 __all__ = [
-    "AttentionGroups",
+    "AttentionPlan",
     "attention",
+    "attention_plan",
     "bias_gelu",
     "cross_entropy",
     "dropout_add_layer_norm",

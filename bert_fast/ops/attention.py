@@ -1,13 +1,38 @@
 """attention: bidirectional, within each sequence of a packed batch."""
 
 import math
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from bert_fast import reference
+from bert_fast import backend, reference
 from bert_fast.ops.attention_groups import AttentionGroups
+from bert_fast.ops.attention_torch import torch_attention
+from bert_fast.ops.library import below_autograd, compile_errors, define, dtype_reasons
+
+AttentionPlan = AttentionGroups | Tensor | None
+
+
+def attention_plan(cu_seqlens: Tensor, key_mask: Tensor | None = None) -> AttentionPlan:
+    """What all layers' attention over one batch shares: made once, without waiting for the device.
+
+    Args:
+        cu_seqlens: int32 ``[B + 1]``.
+        key_mask: bool ``[T]``.
+
+    Returns:
+        on a GPU the order, longest first, in which the kernels start sequences; on CPU which sequences run together;
+        None while PyTorch's ops are compiled.
+    """
+    if backend.has_kernels(cu_seqlens.device):
+        lengths, order = torch.sort(cu_seqlens.diff(), descending=True, stable=True)
+        cumulative = torch.nn.functional.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0))
+        return torch.stack([cumulative, torch.nn.functional.pad(order.to(torch.int32), (0, 1))])
+    if torch.compiler.is_compiling() or cu_seqlens.device.type != "cpu":
+        return None
+    return AttentionGroups(cu_seqlens, key_mask)
 
 
 def attention(
@@ -21,72 +46,121 @@ def attention(
     bias: Tensor | None = None,
     key_mask: Tensor | None = None,
     p: float = 0.0,
-    groups: AttentionGroups | None = None,
+    seed: Tensor | None = None,
+    site: int = 0,
+    plan: AttentionPlan = None,
 ) -> Tensor:
-    """Bidirectional attention within each sequence; the semantics are :func:`bert_fast.reference.attention`'s.
+    """Bidirectional attention within each sequence (Vaswani et al., 2017).
+
+    The semantics are :func:`bert_fast.reference.attention`'s.
 
     Args:
         q, k, v: ``[T, N, D]`` of any strides.
         cu_seqlens: int32 ``[B + 1]``; sequence b owns rows ``cu_seqlens[b]:cu_seqlens[b + 1]``.
         max_seqlen: at least the longest sequence's length.
-        scale: of the scores; ``1 / sqrt(D)`` by default.
+        scale: of the scores, positive; ``1 / sqrt(D)`` by default.
         bias: additive ``[B or 1, N or 1, S, S]``, ``S >= max_seqlen``; -inf hides a key from a query.
         key_mask: bool ``[T]``; a key that is False is seen by no query.
-        p: dropout of the probabilities.
-        groups: the batch's plan for PyTorch on CPU, where the caller runs several layers over it.
+        p, seed, site: dropout of the probabilities. The kernel needs ``seed``, an int64 tensor of one element on the
+            same device; without it PyTorch's generator draws the mask.
+        plan: of :func:`attention_plan`, where several layers run over one batch.
 
     Returns:
         ``[T, N, D]``; rows that see no key are 0.
     """
-    if not torch.compiler.is_compiling():
-        if q.shape[0] == 0:
-            return torch.empty_like(q, memory_format=torch.contiguous_format)
-        if q.device.type == "cpu" and bias is None:
-            if key_mask is not None:
-                # A NaN in a hidden row would survive the weight of 0 that the mask gives it.
-                k, v = (x.masked_fill(~key_mask[:, None, None], 0) for x in (k, v))
-            return (groups or AttentionGroups(cu_seqlens, key_mask)).attend(q, k, v, scale, p)
-    if _varlen_runs(q, bias, key_mask, p):
-        from torch.nn.attention.varlen import varlen_attn
-
-        default = 1 / math.sqrt(q.shape[-1])
-        q = q if scale is None else q * (scale / default)
-        return varlen_attn(q, k, v, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen)
-    return _padded(q, k, v, cu_seqlens, max_seqlen, scale, bias, key_mask, p)
-
-
-def _varlen_runs(q: Tensor, bias: Tensor | None, key_mask: Tensor | None, p: float) -> bool:
-    """Whether PyTorch's own packed attention (FlashAttention-2) covers this call."""
-    if q.device.type != "cuda" or torch.version.hip is not None or bias is not None or key_mask is not None or p > 0:
-        return False
-    half = q.dtype in (torch.float16, torch.bfloat16)
-    return half and q.shape[-1] % 8 == 0 and torch.cuda.get_device_capability(q.device) >= (8, 0)
+    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
+    if (p == 0 or seed is not None) and _kernel_runs(q, k, v, bias):
+        q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
+        schedule = plan if isinstance(plan, Tensor) else attention_plan(cu_seqlens)
+        options = (bias, key_mask, seed if p > 0 else None, scale, p, site)
+        try:
+            return _attention(q, k, v, cu_seqlens, max_seqlen, schedule, *options)[0]
+        except compile_errors() as error:
+            backend.give_up("attention", error)
+    if seed is not None and p > 0:
+        dropout = {"p": p, "seed": seed, "site": site}
+        return reference.attention(
+            q, k, v, cu_seqlens, max_seqlen, scale=scale, bias=bias, key_mask=key_mask, **dropout
+        )
+    groups = plan if isinstance(plan, AttentionGroups) else None
+    return torch_attention(q, k, v, cu_seqlens, max_seqlen, scale, bias, key_mask, p, groups)
 
 
-def _padded(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    cu_seqlens: Tensor,
-    max_seqlen: int,
-    scale: float | None,
-    bias: Tensor | None,
-    key_mask: Tensor | None,
-    p: float,
-) -> Tensor:
-    """Through PyTorch's dense attention on a padded copy: what compiles, and what takes an additive bias."""
-    tokens = q.shape[0]
-    rows, present = reference.padded_rows(cu_seqlens, max_seqlen, tokens)
-    sequence, offset = reference.sequence_of_row(cu_seqlens, tokens)
-    mask = present if key_mask is None else present & key_mask[rows]
-    # Rows beyond a sequence's end hold other tokens' values: a NaN there would survive its weight of 0.
-    padded = [x[rows].masked_fill(~mask[:, :, None, None], 0).transpose(1, 2) for x in (k, v)]
-    if bias is None:
-        attn_mask = mask[:, None, None, :]
-    else:
-        bias = bias[..., :max_seqlen, :max_seqlen].to(q.dtype)
-        attn_mask = bias.masked_fill(~mask[:, None, None, :], -math.inf)
-    out = F.scaled_dot_product_attention(
-        q[rows].transpose(1, 2), *padded, attn_mask=attn_mask, dropout_p=p, scale=scale
+def _kernel_runs(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> bool:
+    against = dtype_reasons(q=q, bias=bias)
+    if not q.dtype == k.dtype == v.dtype:
+        against.append(f"q, k and v differ in dtype: {q.dtype}, {k.dtype}, {v.dtype}")
+    if q.shape[-1] % 8 or not 8 <= q.shape[-1] <= 128:
+        against.append(f"head dimension {q.shape[-1]} is not a multiple of 8 from 8 to 128")
+    return backend.runs("attention", "triton", q.device, tuple(against))
+
+
+def _forward(q, k, v, cu_seqlens, max_seqlen, schedule, bias, key_mask, seed, scale, p, site):
+    from bert_fast.kernels.attention import attention_forward
+
+    options = {"bias": bias, "key_mask": key_mask, "seed": seed, "scale": scale, "p": p, "site": site}
+    return attention_forward(q, k, v, cu_seqlens, max_seqlen, schedule=schedule, **options)
+
+
+def _fake(q, k, v, cu_seqlens, max_seqlen, schedule, bias, key_mask, seed, scale, p, site):
+    return q.new_empty(q.shape), q.new_empty(q.shape[1], q.shape[0], dtype=torch.float32)
+
+
+def _backward(
+    dout, q, k, v, out, lse, cu_seqlens, max_seqlen, schedule, bias, key_mask, seed, scale, p, site, need_dbias
+):
+    from bert_fast.kernels.attention_backward import attention_backward
+
+    options = {"bias": bias, "key_mask": key_mask, "seed": seed, "scale": scale, "p": p, "site": site}
+    dout = dout if dout.stride(-1) == 1 else dout.contiguous()
+    grads = attention_backward(
+        dout, q, k, v, out, lse, cu_seqlens, max_seqlen, schedule=schedule, need_dbias=need_dbias, **options
     )
-    return out.transpose(1, 2)[sequence, offset]
+    return [grad for grad in grads if grad is not None]
+
+
+def _backward_fake(
+    dout, q, k, v, out, lse, cu_seqlens, max_seqlen, schedule, bias, key_mask, seed, scale, p, site, need_dbias
+):
+    grads = [q.new_empty(q.shape) for _ in range(3)]
+    return [*grads, bias.new_empty(bias.shape)] if need_dbias else grads
+
+
+class _Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, q, k, v, cu_seqlens, max_seqlen, schedule, bias, key_mask, seed, scale, p, site
+    ) -> tuple[Tensor, Tensor]:
+        options = (bias, key_mask, seed, scale, p, site)
+        out, lse = below_autograd(_attention, q, k, v, cu_seqlens, max_seqlen, schedule, *options)
+        ctx.save_for_backward(q, k, v, out, lse, cu_seqlens, schedule, bias, key_mask, seed)
+        ctx.mark_non_differentiable(lse)
+        ctx.max_seqlen, ctx.scalars = max_seqlen, (scale, p, site)
+        return out, lse
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dout: Tensor, _: Tensor) -> tuple:
+        q, k, v, out, lse, cu_seqlens, schedule, bias, key_mask, seed = ctx.saved_tensors
+        masks = (bias, key_mask, seed)
+        need_dbias = bias is not None and ctx.needs_input_grad[6]
+        dq, dk, dv, *dbias = _attention_grad(
+            dout, q, k, v, out, lse, cu_seqlens, ctx.max_seqlen, schedule, *masks, *ctx.scalars, need_dbias
+        )
+        return dq, dk, dv, None, None, None, *(dbias or [None]), None, None, None, None, None
+
+
+_attention = define(
+    "attention(Tensor q, Tensor k, Tensor v, Tensor cu_seqlens, SymInt max_seqlen, Tensor schedule, Tensor? bias, "
+    "Tensor? key_mask, Tensor? seed, float scale, float p, int site) -> (Tensor, Tensor)",
+    _forward,
+    _fake,
+    _Attention,
+)
+_attention_grad = define(
+    "attention_backward(Tensor dout, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, Tensor cu_seqlens, "
+    "SymInt max_seqlen, Tensor schedule, Tensor? bias, Tensor? key_mask, Tensor? seed, float scale, float p, int site, "
+    "bool need_dbias) -> Tensor[]",
+    _backward,
+    _backward_fake,
+)
