@@ -77,7 +77,8 @@ class BertModel(BertPreTrainedModel):
         Args:
             input_ids: integers ``[B, S]``, or a :class:`bert_fast.PackedBatch` in place of all tensor arguments.
             attention_mask: ``[B, S]``, nonzero where a token is visible, with holes and padding on any side; or
-                ``[B, S, S]`` / ``[B or 1, N or 1, S or 1, S]``, bool or integer (nonzero is visible), or additive float.
+                ``[B, S, S]`` / ``[B or 1, N or 1, S or 1, S]``, bool or integer (nonzero is visible), or additive
+                float.
             token_type_ids: integers ``[B, S]``; 0 by default.
             position_ids: integers ``[B, S]`` or ``[1, S]``; 0, 1, 2, ... by default, padding included.
             inputs_embeds: ``[B, S, H]`` in place of ``input_ids``.

@@ -48,10 +48,13 @@ class BertHeadModel(BertPreTrainedModel):
         return rows.layout.unpack(logits).to(self.dtype)
 
 
-def _labelled(labels: Tensor | None, input_ids: Inputs) -> Tensor | None:
+def _labelled(labels: Tensor | None, input_ids: Inputs, inputs_embeds: Tensor | None) -> Tensor | None:
     """The places of a padded batch that a token-level loss reads, hidden or not."""
     if labels is None or isinstance(input_ids, PackedBatch):
         return None
+    given = inputs_embeds if input_ids is None else input_ids
+    if given is not None and labels.shape != given.shape[:2]:
+        raise ValueError(f"labels must be [batch, seqlen] = {list(given.shape[:2])}, not {list(labels.shape)}")
     return labels != IGNORE_INDEX
 
 
@@ -90,7 +93,7 @@ class BertForPreTraining(BertHeadModel):
     ) -> BertForPreTrainingOutput | tuple:
         """``labels [B, S]`` (-100 is ignored) and ``next_sentence_label [B]`` (0: is next); the loss needs both."""
         inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
-        rows = self.bert(*inputs, keep=_labelled(labels, input_ids), return_rows=True, **kwargs)
+        rows = self.bert(*inputs, keep=_labelled(labels, input_ids, inputs_embeds), return_rows=True, **kwargs)
         logits, next_sentence = self.cls(rows.rows, rows.pooled)
         loss = None
         if labels is not None and next_sentence_label is not None:
@@ -130,7 +133,7 @@ class BertForMaskedLM(BertHeadModel):
     ) -> MaskedLMOutput | tuple:
         """``labels [B, S]`` (-100 is ignored); ``logits [B, S, V]``."""
         inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
-        rows = self.bert(*inputs, keep=_labelled(labels, input_ids), return_rows=True, **kwargs)
+        rows = self.bert(*inputs, keep=_labelled(labels, input_ids, inputs_embeds), return_rows=True, **kwargs)
         logits = self.cls(rows.rows)
         loss = _token_loss(logits, labels, rows)
         return self._finish(MaskedLMOutput, rows, return_dict, loss=loss, logits=self._unpacked(logits, rows))
@@ -294,7 +297,7 @@ class BertForTokenClassification(_Classifier):
     ) -> TokenClassifierOutput | tuple:
         """``labels [B, S]`` (-100 is ignored); ``logits [B, S, num_labels]``."""
         inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
-        rows = self.bert(*inputs, keep=_labelled(labels, input_ids), return_rows=True, **kwargs)
+        rows = self.bert(*inputs, keep=_labelled(labels, input_ids, inputs_embeds), return_rows=True, **kwargs)
         logits = self._classify(rows.rows)
         loss = _token_loss(logits, labels, rows)
         return self._finish(TokenClassifierOutput, rows, return_dict, loss=loss, logits=self._unpacked(logits, rows))
@@ -328,7 +331,10 @@ class BertForQuestionAnswering(BertHeadModel):
         return_dict: bool | None = None,
         **kwargs: Any,
     ) -> QuestionAnsweringModelOutput | tuple:
-        """``start_positions`` and ``end_positions [B]`` (one outside the sequence is ignored); logits ``[B, S]``."""
+        """``start_positions`` and ``end_positions [B]``; logits ``[B, S]``.
+
+        A position outside the sequence is ignored, and so is one that "zero" hides.
+        """
         rows = self.bert(
             input_ids,
             attention_mask,
@@ -342,29 +348,36 @@ class BertForQuestionAnswering(BertHeadModel):
         logits = project(self.qa_outputs, rows.rows)
         if logits.shape[-1] != 2:
             raise ValueError(f"num_labels of a question-answering model must be 2, not {logits.shape[-1]}")
-        padded = self._padded(logits, rows)
+        padded, choosable = self._padded(logits, rows)
         loss = None
         if start_positions is not None and end_positions is not None:
             both = zip(padded.unbind(-1), (start_positions, end_positions), strict=True)
-            loss = sum(self._loss(scores, positions) for scores, positions in both) / 2
+            loss = sum(self._loss(scores, choosable, positions) for scores, positions in both) / 2
         shown = logits if rows.layout.padded_shape is None else padded
         start, end = shown.to(self.dtype).unbind(-1)
         spans = {"start_logits": start.contiguous(), "end_logits": end.contiguous()}
         return self._finish(QuestionAnsweringModelOutput, rows, return_dict, loss=loss, **spans)
 
-    def _padded(self, logits: Tensor, rows: EncodedRows) -> Tensor:
-        """``[T, 2]`` -> ``[B, S, 2]``, the dtype's minimum where there is no row to choose."""
-        layout, lowest = rows.layout, torch.finfo(logits.dtype).min
+    def _padded(self, logits: Tensor, rows: EncodedRows) -> tuple[Tensor, Tensor | None]:
+        """``[T, 2]`` -> ``[B, S, 2]``, and bool ``[B, S]``: where there is a token to choose (None: everywhere).
+
+        Elsewhere stands the lowest number that the logits' dtype and the model's both hold.
+        """
+        layout, dtypes = rows.layout, (logits.dtype, self.dtype)
+        lowest = max(torch.finfo(dtype).min for dtype in dtypes)
         if layout.padded_shape is None:
             places, present = reference.padded_rows(layout.cu_seqlens, layout.max_seqlen, logits.shape[0])
-            return logits[places].masked_fill(~present[..., None], lowest)
+            return logits[places].masked_fill(~present[..., None], lowest), present
         if not layout.zero_hidden:
-            return layout.unpack(logits)
-        shown = layout.unpack(torch.ones_like(logits[:, :1]))
-        return layout.unpack(logits).masked_fill(shown == 0, lowest)
+            return layout.unpack(logits), None
+        present = layout.unpack(torch.ones_like(logits[:, 0])) != 0
+        return layout.unpack(logits).masked_fill(~present[..., None], lowest), present
 
     @staticmethod
-    def _loss(scores: Tensor, positions: Tensor) -> Tensor:
+    def _loss(scores: Tensor, choosable: Tensor | None, positions: Tensor) -> Tensor:
         outside = scores.shape[1]
         positions = positions.view(-1).clamp(0, outside)
+        if choosable is not None:
+            chosen = F.pad(choosable, (0, 1)).gather(1, positions[:, None]).squeeze(1)
+            positions = torch.where(chosen, positions, outside)
         return ops.cross_entropy(scores, positions, ignore_index=outside)
