@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn.modules import module as _module_hooks
 
 from bert_fast import extension
@@ -42,8 +43,8 @@ def derive(owner: nn.Module, key: Hashable, sources: Sequence[Tensor], build: Ca
 
 
 def trackable(sources: Sequence[Tensor]) -> bool:
-    """Whether changes of ``sources`` can be seen: inference tensors count no versions."""
-    return not any(s.is_inference() for s in sources)
+    """Whether changes of ``sources`` can be seen: inference tensors count no versions, and samples need one stride."""
+    return all(s.is_contiguous() and not s.is_inference() for s in sources)
 
 
 def drop(model: nn.Module) -> None:
@@ -60,6 +61,8 @@ def allowed() -> bool:
         or torch.compiler.is_compiling()
         or torch.jit.is_tracing()
         or torch._C._len_torch_dispatch_stack()
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or forward_ad._current_level >= 0
         or _module_hooks._has_any_global_hook()
     )
 
