@@ -193,8 +193,10 @@ class Layout:
         return self if bias is None and seed is None else replace(self, bias=bias, seed=seed)
 
     def first_rows(self, x: Tensor) -> Tensor:
-        """Each sequence's first row: ``[T, H]`` -> ``[B, H]``; zeros for an empty sequence of a PackedBatch."""
+        """Each sequence's first row: ``[T, H]`` -> ``[B, H]``; zeros for a sequence without tokens."""
         starts = self.cu_seqlens[:-1].long()
+        if not torch.compiler.is_compiling() and x.shape[0] == 0:
+            return torch.nn.functional.pad(x, (0, 0, 0, starts.shape[0]))  # zeros, and still a function of x
         if self.padded_shape is not None:
             return x.index_select(0, starts)
         empty = self.cu_seqlens[1:] == self.cu_seqlens[:-1]
@@ -202,8 +204,35 @@ class Layout:
 
 
 def layout_of_packed(batch: PackedBatch) -> Layout:
-    """The layout of a batch that is packed already: nothing to compute, nothing to wait for."""
+    """The layout of a batch that is packed already: nothing to compute, nothing to wait for.
+
+    Raises:
+        ValueError: its parts contradict each other. What ``cu_seqlens`` holds is only read on the CPU.
+    """
+    if not torch.compiler.is_compiling():
+        _check(batch)
     return Layout(batch.cu_seqlens, batch.max_seqlen, plan=ops.attention_plan(batch.cu_seqlens))
+
+
+def _check(batch: PackedBatch) -> None:
+    if (batch.input_ids is None) == (batch.inputs_embeds is None):
+        raise ValueError("a PackedBatch must hold exactly one of input_ids and inputs_embeds")
+    tokens = next(len(x) for x in (batch.input_ids, batch.inputs_embeds) if x is not None)
+    for name, dims in (("input_ids", 1), ("inputs_embeds", 2), ("position_ids", 1), ("token_type_ids", 1)):
+        x = getattr(batch, name)
+        if x is not None and (x.dim() != dims or x.shape[0] != tokens):
+            wanted = (f"[{tokens}]", f"[{tokens}, hidden_size]")[dims - 1]
+            raise ValueError(f"{name} of a PackedBatch must be {wanted}, not {list(x.shape)}")
+    cu_seqlens = batch.cu_seqlens
+    if cu_seqlens.dim() != 1 or cu_seqlens.shape[0] == 0:
+        raise ValueError(f"cu_seqlens of a PackedBatch must be [sequences + 1], not {list(cu_seqlens.shape)}")
+    if cu_seqlens.device.type != "cpu":
+        return
+    lengths = cu_seqlens.diff()
+    if cu_seqlens[0] != 0 or cu_seqlens[-1] != tokens or (lengths < 0).any():
+        raise ValueError(f"cu_seqlens of a PackedBatch must rise from 0 to its {tokens} tokens")
+    if lengths.numel() and int(lengths.max()) > batch.max_seqlen:
+        raise ValueError(f"max_seqlen of a PackedBatch must be at least {int(lengths.max())}, not {batch.max_seqlen}")
 
 
 def layout_of_dense(batch: int, seqlen: int, device: torch.device, bias: Tensor | None = None) -> Layout:

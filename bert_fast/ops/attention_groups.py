@@ -40,14 +40,14 @@ class AttentionGroups:
             if end > start:
                 by_length[-(-(end - start) // GRANULE)].append((start, end))
         self._groups: list[_Group] = []
-        self._restore = torch.empty(bounds[-1], dtype=torch.int64)
+        self._restore = torch.empty(bounds[-1], dtype=torch.int64, device=cu_seqlens.device)
         offset = 0
         for members in by_length.values():
             longest = max(end - start for start, end in members)
             for index, (start, end) in enumerate(members):
                 first = offset + index * longest
-                self._restore[start:end] = torch.arange(first, first + end - start)
-            self._groups.append(_group(members, longest, key_mask))
+                self._restore[start:end] = torch.arange(first, first + end - start, device=cu_seqlens.device)
+            self._groups.append(_group(members, longest, key_mask, cu_seqlens.device))
             offset += len(members) * longest
         self._in_order = len(self._groups) == 1 and len(by_length) == 1 and offset == bounds[-1]
 
@@ -64,13 +64,15 @@ class AttentionGroups:
         return joined if self._in_order else joined.index_select(0, self._restore)
 
 
-def _group(members: list[tuple[int, int]], longest: int, key_mask: Tensor | None) -> _Group:
+def _group(
+    members: list[tuple[int, int]], longest: int, key_mask: Tensor | None, device: torch.device
+) -> _Group:
     if len(members) == 1:
         rows = slice(*members[0])
         mask = None if key_mask is None else key_mask[rows][None, None, None]
         return _Group(rows, mask)
-    starts, ends = (torch.tensor(bound).unsqueeze(1) for bound in zip(*members, strict=True))
-    slots = starts + torch.arange(longest)
+    starts, ends = (torch.tensor(bound, device=device).unsqueeze(1) for bound in zip(*members, strict=True))
+    slots = starts + torch.arange(longest, device=device)
     present = slots < ends
     rows = torch.where(present, slots, starts)
     if key_mask is not None:

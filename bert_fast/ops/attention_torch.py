@@ -25,7 +25,7 @@ def torch_attention(
     """See :func:`bert_fast.ops.attention`."""
     if not torch.compiler.is_compiling():
         if q.shape[0] == 0:
-            return torch.empty_like(q, memory_format=torch.contiguous_format)
+            return q + k + v  # empty, and still a function of all three
         if q.device.type == "cpu" and bias is None:
             if key_mask is not None:
                 # A NaN in a hidden row would survive the weight of 0 that the mask gives it.

@@ -39,10 +39,14 @@ def embedding_layer_norm(
         ``[T, H]`` in the tables' dtype.
 
     Raises:
+        TypeError: ids that are neither int64 nor int32.
         IndexError: an id outside its table, on CPU at once. On a GPU the id is clamped, a flag is set on the device,
             and the next call of :func:`bert_fast.ops.unpad`, where the host waits anyway, raises.
     """
     ids = {1: (input_ids, word), 2: (position_ids, position), 3: (token_type_ids, token_type)}
+    for code, (values, _) in ids.items():
+        if values is not None and values.dtype not in (torch.int64, torch.int32):
+            raise TypeError(f"{id_checks.TABLES[code]} must be int32 or int64, not {values.dtype}")
     if word.device.type == "cpu" and not torch.compiler.is_compiling():
         for code, (values, table) in ids.items():
             if values is not None:

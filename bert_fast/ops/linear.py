@@ -96,7 +96,10 @@ def _measured_plan(dtype: torch.dtype) -> tuple[bool, torch.dtype]:
         raise ValueError(f"BERT_FAST_CPU_LINEAR must be one of {CPU_LINEAR}, not {_setting!r}")
     if _setting == "torch" or not torch.backends.mkldnn.is_available() or dtype == torch.float64:
         return False, dtype
-    x, w, b = (torch.rand(*shape) for shape in ((256, 768), (768, 768), (768,)))
+    # A generator of its own: a first forward pass must not move the user's random numbers, nor follow their device.
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((256, 768), (768, 768), (768,))
+    x, w, b = (torch.rand(shape, generator=generator, device="cpu", dtype=torch.float32) for shape in shapes)
     plans = [(True, torch.float32)]
     if dtype != torch.float32 and _onednn_runs(dtype):
         plans.append((True, dtype))

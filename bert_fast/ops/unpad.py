@@ -57,8 +57,9 @@ def pad_rows(x: Tensor, indices: Tensor, batch: int, seqlen: int) -> Tensor:
 
 def _unpad_host(mask: Tensor) -> tuple[Tensor, Tensor, int, int]:
     batch, seqlen = mask.shape
-    indices = torch.empty(batch * seqlen, dtype=torch.int64)
-    cu_seqlens = torch.empty(batch + 1, dtype=torch.int32)
+    # The C++ code writes through pointers: never where torch.set_default_device points.
+    indices = torch.empty(batch * seqlen, dtype=torch.int64, device="cpu")
+    cu_seqlens = torch.empty(batch + 1, dtype=torch.int32, device="cpu")
     total, longest = extension.module().unpad(mask.data_ptr(), batch, seqlen, indices.data_ptr(), cu_seqlens.data_ptr())
     return indices[:total], cu_seqlens, total, longest
 
