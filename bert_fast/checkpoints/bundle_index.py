@@ -112,6 +112,8 @@ def _read_entry(message: bytes) -> Entry:
         sizes += [as_int64(_last(collect(dim, _DIM)["size"])) for dim in parsed["dim"][: MAX_DIMENSIONS + 1]]
         if _last(parsed["unknown_rank"]) or len(sizes) > MAX_DIMENSIONS:
             raise CheckpointError(f"a tensor has no rank, or more than {MAX_DIMENSIONS} dimensions")
+    if prod(max(size, 1) for size in sizes) >= 1 << 60:  # torch counts no further, not even where a zero is in between
+        raise CheckpointError(f"a tensor of shape {sizes} cannot be")
     offset, size = as_int64(_last(entry["offset"])), as_int64(_last(entry["size"]))
     if min(offset, size, *sizes) < 0:
         raise CheckpointError(f"a tensor of shape {sizes} at {offset} of {size} bytes: negative numbers make no sense")

@@ -27,6 +27,8 @@ COMPANIONS = (
 """What is worth having beside weights and config: the tokenizer, and how sentence embeddings are made."""
 
 MAX_JSON_SIZE = 1 << 26
+MAX_NUMBER = 1 << 31
+MAX_LABELS = 1 << 20
 
 
 def weight_names(variant: str | None = None, use_safetensors: bool | None = None) -> list[str]:
@@ -67,9 +69,14 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def read_config(file: Path) -> dict[str, Any]:
-    """The content of a `config.json` or `bert_config.json`. Raises CheckpointError where it is not of a BERT."""
+    """The content of a `config.json` or `bert_config.json`. Raises CheckpointError where it is not of a BERT,
+    or has numbers that no model has."""
     values = read_json(file)
     kind = values.get("model_type", "bert")  # Google's files and the oldest of Hugging Face's do not say
     if kind != "bert":
         raise CheckpointError(f"{file} describes a model of type {kind!r}; supported: 'bert'")
+    for name, value in values.items():
+        limit = MAX_LABELS if name == "num_labels" else MAX_NUMBER  # labels are listed one by one
+        if isinstance(value, int) and abs(value) > limit:
+            raise CheckpointError(f"{file}: {name} is {value}; at most {limit} makes sense")
     return values

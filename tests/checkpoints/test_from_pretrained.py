@@ -1,7 +1,6 @@
 """from_pretrained: the same model that transformers loads, and every name that is not there accounted for."""
 
 import json
-import shutil
 import warnings
 
 import pytest
@@ -285,15 +284,16 @@ def test_two_tensors_for_one_parameter(tmp_path):
         load("BertModel", tmp_path)
 
 
-def test_a_config_of_absurd_sizes_allocates_nothing(tmp_path):
+@pytest.mark.parametrize("size", [10**9, 10**13, 10**30], ids=str)
+@pytest.mark.parametrize(
+    "name", ["num_hidden_layers", "intermediate_size", "vocab_size", "num_labels", "max_position_embeddings"]
+)
+def test_a_config_of_absurd_sizes_allocates_nothing(tmp_path, name, size):
     saved(tmp_path, "BertModel")
-    for change in ({"num_hidden_layers": 10**9}, {"intermediate_size": 10**12}, {"vocab_size": 10**13}):
-        shutil.copy(tmp_path / "config.json", tmp_path / "good.json")
-        values = json.loads((tmp_path / "config.json").read_text())
-        (tmp_path / "config.json").write_text(json.dumps({**values, **change}))
-        with pytest.raises(CheckpointError):
-            load("BertModel", tmp_path)
-        shutil.move(tmp_path / "good.json", tmp_path / "config.json")
+    values = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**values, name: size}))
+    with pytest.raises(CheckpointError, match=f"{name}|absurd|shapes"):
+        load("BertModel", tmp_path)
 
 
 def test_missing_weights_of_absurd_size_are_an_error(tmp_path):

@@ -145,7 +145,9 @@ def altered(tmp_path, **entries):
     ("entry", "message"),
     [
         (w.entry(1, (2, 3), 0, 0, 20, 0), "is said to take 20 bytes"),
-        (w.entry(1, (2**40, 2**40), 0, 0, 24, 0), "is said to take 24 bytes"),
+        (w.entry(1, (2**25, 2**25), 0, 0, 24, 0), "is said to take 24 bytes"),
+        (w.entry(1, (2**40, 2**40), 0, 0, 24, 0), "cannot be"),
+        (w.entry(1, (0, 2**62, 2**62), 0, 24, 0, 0), "cannot be"),
         (w.entry(1, (2**40,), 0, 24, 2**42, 0), "its index needs"),
         (w.entry(1, (-1, 3), 0, 0, 24, 0), "negative"),
         (w.entry(1, (2, 3), 0, -8, 24, 0), "negative"),
