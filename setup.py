@@ -118,11 +118,10 @@ def build(target, version, with_cuda):
 
 class BuildExtension(build_ext):
     def run(self):
-        self.notes, installed = [], Path(self.get_ext_fullpath("bert_fast._C"))
-        installed.unlink(missing_ok=True)  # a failed build must not leave an older one in place
+        self.notes, self.installed = [], Path(self.get_ext_fullpath("bert_fast._C"))
         super().run()
-        installed.parent.mkdir(parents=True, exist_ok=True)
-        (installed.parent / "_build.json").write_text(json.dumps({"notes": self.notes}, indent=1))
+        self.installed.parent.mkdir(parents=True, exist_ok=True)
+        self.installed.with_name("_build.json").write_text(json.dumps({"notes": self.notes}, indent=1))
 
     def build_extension(self, ext):
         mode = os.environ.get("BERT_FAST_CUDA", "auto").strip().lower()
@@ -134,6 +133,7 @@ class BuildExtension(build_ext):
             except CompileError as failure:
                 if mode == "1":
                     sys.exit(f"bert_fast: BERT_FAST_CUDA=1, but {failure}")
+                self.installed.unlink(missing_ok=True)  # an older build must not be taken for this one
                 if str(failure) not in self.notes:
                     self.notes.append(str(failure))
                     print(f"bert_fast: WARNING: {failure}", file=sys.stderr)

@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import zipfile
 from pathlib import Path
@@ -223,6 +224,19 @@ def test_a_failing_compiler_leaves_a_pure_python_install_and_one_warning(
     assert (done.returncode, libraries, len(notes)) == (0, [], 1), done.stderr
     assert done.stderr.count("bert_fast: WARNING: ") == 1
     assert "internal error" in notes[0]
+
+
+def test_a_failed_rebuild_in_place_leaves_no_older_library(tree: Path, bin_folder: Path, tmp_path: Path) -> None:
+    suffix = sysconfig.get_config_var("EXT_SUFFIX")
+    older = tree / "bert_fast" / f"_C{suffix}"
+    older.touch()
+    broken = script(tmp_path / "c++", "exit 4\n")
+    env = environment(bin_folder, CXX=str(broken), BERT_FAST_CUDA="0")
+    command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
+    done = subprocess.run(command, cwd=tree, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert not older.exists()
+    assert "failed" in json.loads((tree / "bert_fast" / "_build.json").read_text())["notes"][0]
 
 
 @pytest.mark.parametrize(

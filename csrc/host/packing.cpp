@@ -1,11 +1,17 @@
 #include "host/packing.h"
 
 #include <algorithm>
+#include <cstring>
 #include <numeric>
 
 #include "host/checks.h"
 
 namespace bert_fast {
+namespace {
+
+bool has_zero_byte(uint64_t bytes) { return ((bytes - 0x0101010101010101u) & ~bytes & 0x8080808080808080u) != 0; }
+
+}  // namespace
 
 std::pair<int64_t, int64_t> unpad(const uint8_t* mask, int64_t batch, int64_t seqlen, int64_t* indices,
                                   int32_t* cu_seqlens) {
@@ -17,9 +23,22 @@ std::pair<int64_t, int64_t> unpad(const uint8_t* mask, int64_t batch, int64_t se
     cu_seqlens[0] = 0;
     for (int64_t row = 0; row < batch; ++row) {
         const int64_t start = total;
-        for (const int64_t end = position + seqlen; position < end; ++position) {
-            indices[total] = position;  // overwritten by the next position if this one is hidden: no branch
-            total += mask[position] != 0;
+        const int64_t end = position + seqlen;
+        while (position < end) {
+            // Masks are mostly runs: eight positions at once where all of them are hidden, or all visible.
+            uint64_t bytes = 0;
+            const int64_t step = std::min<int64_t>(8, end - position);
+            std::memcpy(&bytes, mask + position, static_cast<size_t>(step));
+            if (step == 8 && !has_zero_byte(bytes)) {
+                for (int64_t k = 0; k < 8; ++k) indices[total + k] = position + k;
+                total += 8;
+            } else if (bytes != 0) {
+                for (int64_t k = 0; k < step; ++k) {
+                    indices[total] = position + k;  // overwritten by the next one if this is hidden: no branch
+                    total += mask[position + k] != 0;
+                }
+            }
+            position += step;
         }
         if (total > INT32_MAX) refuse("more than 2^31 - 1 tokens are visible: cu_seqlens is int32");
         cu_seqlens[row + 1] = static_cast<int32_t>(total);
