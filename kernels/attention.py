@@ -41,7 +41,7 @@ from .common import LN2, dot, on_device
 __all__ = ["attention_backward", "attention_forward", "attention_schedule", "plan"]
 
 _INTEGERS = [
-    "tokens", "batch", "q_head", "k_head", "v_head", "bias_batch", "bias_head", "bias_query", "bias_key",
+    "tokens", "batch", "q_head", "k_head", "v_head",
     "threshold", "site",
 ]  # fmt: skip
 
@@ -147,14 +147,16 @@ def forward_loop(
             key_offset = (offset + column).to(tl.int64) * bias_key
             extra = load_bias(bias_ptr, query_offset[:, None], key_offset[None, :], live[:, None] & seen[None, :])
             scores = scores * scale_log2 + extra
-        scores = tl.where(seen[None, :], scores, float("-inf"))
+        if key_mask_ptr is not None or offset + BLOCK_N > length:
+            scores = tl.where(seen[None, :], scores, float("-inf"))
         new_top = tl.maximum(top, tl.max(scores, 1))
         base = tl.where(new_top == float("-inf"), 0.0, new_top) * factor
         probs = tl.exp2(scores * factor - base[:, None])
         shrink = tl.exp2(top * factor - base)
         total = total * shrink + tl.sum(probs, 1)
         if seed_ptr is not None:
-            probs = tl.where(keep_columns(seed, site, threshold, unit, offset, BLOCK_N), probs, 0.0)
+            keep = keep_columns(seed, site, threshold, unit, offset, BLOCK_N)
+            probs = tl.where(keep, probs, 0.0)
         out = dot(probs.to(v.dtype), v, out * shrink[:, None], PRECISION)
         top = new_top
         k_base += BLOCK_N * K_TOKEN

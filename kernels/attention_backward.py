@@ -35,7 +35,7 @@ from .common import dot, on_device
 
 _INTEGERS = [
     "tokens", "batch", "q_head", "k_head", "v_head", "o_head", "do_head", "dq_head", "dk_head", "dv_head",
-    "bias_batch", "bias_head", "bias_query", "bias_key", "threshold", "site",
+    "threshold", "site",
 ]  # fmt: skip
 
 
@@ -63,6 +63,8 @@ def backward_tile(
     if BLOCK_N < ROWS:
         o = load_rows(head_base(o_ptr, origin, head, o_head, O_TOKEN, VECTOR), row, live, O_TOKEN, D, BLOCK_D)
         delta = tl.sum(o.to(tl.float32) * do.to(tl.float32), 1)
+        if delta_ptr is not None:
+            tl.store(delta_ptr + head64 * tokens + origin + row, delta, mask=live)
     if bias_ptr is not None:
         query_offset = head64 * bias_head + sequence.to(tl.int64) * bias_batch + position.to(tl.int64) * bias_query
     if seed_ptr is not None:
@@ -103,6 +105,8 @@ def backward_tile(
             dprobs = tl.where(keep, dprobs * keep_scale, 0.0)
         if BLOCK_N == ROWS:
             delta = tl.sum(probs * dprobs, 1)
+            if delta_ptr is not None:
+                tl.store(delta_ptr + head64 * tokens + origin + row, delta, mask=live)
         dscores = (probs * (dprobs - delta[:, None])).to(q.dtype)
         dq = dot(dscores, k, dq, PRECISION)
         dk = tl.trans(dot(tl.trans(q), dscores, tl.zeros((BLOCK_D, BLOCK_N), tl.float32), PRECISION) * scale)
@@ -110,13 +114,11 @@ def backward_tile(
         store_rows(dk_base, key, key_live, dk, DK_TOKEN, D, BLOCK_D)
     dq_base = head_base(dq_ptr, origin, head, dq_head, DQ_TOKEN, VECTOR)
     store_rows(dq_base, row, live, dq * scale, DQ_TOKEN, D, BLOCK_D)
-    if delta_ptr is not None:
-        tl.store(delta_ptr + head64 * tokens + origin + row, delta, mask=live)
 
 
 @triton.jit(do_not_specialize=_INTEGERS)
 def backward_queries(
-    do_ptr, q_ptr, k_ptr, v_ptr, o_ptr, lse_ptr, dq_ptr, delta_ptr, cu_ptr, cumulative_ptr, order_ptr, bias_ptr,
+    do_ptr, q_ptr, k_ptr, v_ptr, o_ptr, lse_ptr, dq_ptr, stats_ptr, cu_ptr, cumulative_ptr, order_ptr, bias_ptr,
     key_mask_ptr, seed_ptr, tokens, batch, do_head, q_head, k_head, v_head, o_head, dq_head,
     bias_batch, bias_head, bias_query, bias_key, scale, scale_log2, keep_scale, threshold, site,
     DO_TOKEN: tl.constexpr, Q_TOKEN: tl.constexpr, K_TOKEN: tl.constexpr, V_TOKEN: tl.constexpr, O_TOKEN: tl.constexpr,
@@ -124,7 +126,11 @@ def backward_queries(
     HEADS: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """dq of BLOCK_M query rows, walking the keys; leaves delta = rowsum(dout * out) for backward_keys."""
+    """dq of BLOCK_M query rows, walking the keys.
+
+    Leaves what backward_keys needs of each row in ``stats`` [2, N, T]: delta = rowsum(dout * out), and lse as
+    :func:`load_lse` makes it.
+    """
     head = tl.program_id(0) % HEADS
     head64 = head.to(tl.int64)
     sequence, first = find_tile(tl.program_id(0) // HEADS, cumulative_ptr, order_ptr, batch, BLOCK_M)
@@ -140,8 +146,9 @@ def backward_queries(
     do = load_rows(head_base(do_ptr, token, head, do_head, DO_TOKEN, VECTOR), row, live, DO_TOKEN, D, BLOCK_D)
     o = load_rows(head_base(o_ptr, token, head, o_head, O_TOKEN, VECTOR), row, live, O_TOKEN, D, BLOCK_D)
     delta = tl.sum(o.to(tl.float32) * do.to(tl.float32), 1)
-    tl.store(delta_ptr + head64 * tokens + token + row, delta, mask=live)
     lse = load_lse(lse_ptr + head64 * tokens + token, row, live)
+    tl.store(stats_ptr + head64 * tokens + token + row, delta, mask=live)
+    tl.store(stats_ptr + (head64 + HEADS) * tokens + token + row, lse, mask=live)
     k_base = head_base(k_ptr, start, head, k_head, K_TOKEN, VECTOR)
     v_base = head_base(v_ptr, start, head, v_head, V_TOKEN, VECTOR)
     if bias_ptr is not None:
@@ -157,14 +164,18 @@ def backward_queries(
             key_live = key_live & (tl.load(key_mask_ptr + start + offset + column, mask=key_live, other=0) != 0)
         k = load_rows(k_base, column, key_live, K_TOKEN, D, BLOCK_D)
         v = load_rows(v_base, column, key_live, V_TOKEN, D, BLOCK_D)
-        scores = dot(q, tl.trans(k), tl.zeros((BLOCK_M, BLOCK_N), tl.float32), PRECISION) * scale_log2
+        scores = dot(q, tl.trans(k), tl.zeros((BLOCK_M, BLOCK_N), tl.float32), PRECISION)
+        if key_mask_ptr is not None or offset + BLOCK_N > length:
+            scores = tl.where(key_live[None, :], scores, float("-inf"))
+        scores *= scale_log2
         if bias_ptr is not None:
             key_offset = (offset + column).to(tl.int64) * bias_key
             scores += load_bias(bias_ptr, query_offset[:, None], key_offset[None, :], live[:, None] & key_live[None, :])
-        probs = tl.where(key_live[None, :], tl.exp2(scores - lse[:, None]), 0.0)
+        probs = tl.exp2(scores - lse[:, None])
         dprobs = dot(do, tl.trans(v), tl.zeros((BLOCK_M, BLOCK_N), tl.float32), PRECISION)
         if seed_ptr is not None:
-            dprobs = tl.where(keep_columns(seed, site, threshold, unit, offset, BLOCK_N), dprobs * keep_scale, 0.0)
+            keep = keep_columns(seed, site, threshold, unit, offset, BLOCK_N)
+            dprobs = tl.where(keep, dprobs * keep_scale, 0.0)
         dscores = probs * (dprobs - delta[:, None])
         dq = dot(dscores.to(k.dtype), k, dq, PRECISION)
         k_base += BLOCK_N * K_TOKEN
@@ -175,7 +186,7 @@ def backward_queries(
 
 @triton.jit(do_not_specialize=_INTEGERS)
 def backward_keys(
-    do_ptr, q_ptr, k_ptr, v_ptr, lse_ptr, delta_ptr, dk_ptr, dv_ptr, cu_ptr, cumulative_ptr, order_ptr, bias_ptr,
+    do_ptr, q_ptr, k_ptr, v_ptr, stats_ptr, dk_ptr, dv_ptr, cu_ptr, cumulative_ptr, order_ptr, bias_ptr,
     key_mask_ptr, seed_ptr, tokens, batch, do_head, q_head, k_head, v_head, dk_head, dv_head,
     bias_batch, bias_head, bias_query, bias_key, scale, scale_log2, keep_scale, threshold, site,
     DO_TOKEN: tl.constexpr, Q_TOKEN: tl.constexpr, K_TOKEN: tl.constexpr, V_TOKEN: tl.constexpr,
@@ -183,7 +194,11 @@ def backward_keys(
     HEADS: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """dk and dv of BLOCK_N keys, walking the queries with scores transposed."""
+    """dk and dv of BLOCK_N keys, walking the queries with scores transposed.
+
+    A key that is not there or not seen has probabilities of exp2(0 - lse), which may be infinite: they stay within its
+    own row, whose gradients are set to 0 at the end, so that the loop need not mask them.
+    """
     head = tl.program_id(0) % HEADS
     head64 = head.to(tl.int64)
     sequence, first = find_tile(tl.program_id(0) // HEADS, cumulative_ptr, order_ptr, batch, BLOCK_N)
@@ -202,8 +217,8 @@ def backward_keys(
     v = load_rows(head_base(v_ptr, token, head, v_head, V_TOKEN, VECTOR), column, key_live, V_TOKEN, D, BLOCK_D)
     q_base = head_base(q_ptr, start, head, q_head, Q_TOKEN, VECTOR)
     do_base = head_base(do_ptr, start, head, do_head, DO_TOKEN, VECTOR)
-    lse_base = lse_ptr + head64 * tokens + start
-    delta_base = delta_ptr + head64 * tokens + start
+    delta_base = stats_ptr + head64 * tokens + start
+    lse_base = stats_ptr + (head64 + HEADS) * tokens + start
     if bias_ptr is not None:
         key_offset = head64 * bias_head + sequence.to(tl.int64) * bias_batch + (first + column).to(tl.int64) * bias_key
     if seed_ptr is not None:
@@ -215,14 +230,13 @@ def backward_keys(
         row_live = row < length - offset
         q = load_rows(q_base, row, row_live, Q_TOKEN, D, BLOCK_D)
         do = load_rows(do_base, row, row_live, DO_TOKEN, D, BLOCK_D)
-        lse = load_lse(lse_base + offset, row, row_live)
-        delta = tl.load(delta_base + offset + row, mask=row_live, other=0.0)
+        lse = tl.load(lse_base + row, mask=row_live, other=float("inf"))
         scores = dot(k, tl.trans(q), tl.zeros((BLOCK_N, BLOCK_M), tl.float32), PRECISION) * scale_log2
         if bias_ptr is not None:
             query_offset = (offset + row).to(tl.int64) * bias_query
             mask = row_live[None, :] & key_live[:, None]
             scores += load_bias(bias_ptr, query_offset[None, :], key_offset[:, None], mask)
-        probs = tl.where(key_live[:, None], tl.exp2(scores - lse[None, :]), 0.0)
+        probs = tl.exp2(scores - lse[None, :])
         dprobs = dot(v, tl.trans(do), tl.zeros((BLOCK_N, BLOCK_M), tl.float32), PRECISION)
         if seed_ptr is not None:
             unit = (start + offset + row).to(tl.int64) * HEADS + head
@@ -231,12 +245,18 @@ def backward_keys(
             dv = dot(tl.where(keep, probs, 0.0).to(do.dtype), do, dv, PRECISION)
         else:
             dv = dot(probs.to(do.dtype), do, dv, PRECISION)
+        delta = tl.load(delta_base + row, mask=row_live, other=0.0)
         dscores = probs * (dprobs - delta[None, :])
         dk = dot(dscores.to(q.dtype), q, dk, PRECISION)
         q_base += BLOCK_M * Q_TOKEN
         do_base += BLOCK_M * DO_TOKEN
+        lse_base += BLOCK_M
+        delta_base += BLOCK_M
     if seed_ptr is not None:
         dv = dv * keep_scale
+    if key_mask_ptr is not None:
+        dk = tl.where(key_live[:, None], dk, 0.0)
+        dv = tl.where(key_live[:, None], dv, 0.0)
     dk_base = head_base(dk_ptr, token, head, dk_head, DK_TOKEN, VECTOR)
     dv_base = head_base(dv_ptr, token, head, dv_head, DV_TOKEN, VECTOR)
     store_rows(dk_base, column, live, dk * scale, DK_TOKEN, D, BLOCK_D)
@@ -295,7 +315,8 @@ def attention_backward(
         return dq, dk, dv, torch.zeros_like(bias) if need_dbias else None
     kernels = plan(max_seqlen, call.head_dim, q.dtype, dropout=call.dropout).backward
     shared = {**call.arguments(), "scale": scale}
-    delta = torch.empty_like(lse) if need_dbias or len(kernels) > 1 else None
+    stats = torch.empty((2, *lse.shape), dtype=torch.float32, device=q.device) if len(kernels) > 1 else None
+    delta = torch.empty_like(lse) if need_dbias and stats is None else None if stats is None else stats[0]
     with on_device(q):
         for chosen in kernels:
             grid = (chosen.programs(call.tokens, call.batch, call.heads),)
@@ -307,12 +328,12 @@ def attention_backward(
                 )  # fmt: skip
             elif chosen.kernel == "attention_backward_queries":
                 backward_queries[grid](
-                    do_ptr=dout, q_ptr=q, k_ptr=k, v_ptr=v, o_ptr=out, lse_ptr=lse, dq_ptr=dq, delta_ptr=delta,
+                    do_ptr=dout, q_ptr=q, k_ptr=k, v_ptr=v, o_ptr=out, lse_ptr=lse, dq_ptr=dq, stats_ptr=stats,
                     cumulative_ptr=call.cumulative, **strides(do=dout, q=q, k=k, v=v, o=out, dq=dq), **launched,
                 )  # fmt: skip
             else:
                 backward_keys[grid](
-                    do_ptr=dout, q_ptr=q, k_ptr=k, v_ptr=v, lse_ptr=lse, delta_ptr=delta, dk_ptr=dk, dv_ptr=dv,
+                    do_ptr=dout, q_ptr=q, k_ptr=k, v_ptr=v, stats_ptr=stats, dk_ptr=dk, dv_ptr=dv,
                     cumulative_ptr=call.cumulative, **strides(do=dout, q=q, k=k, v=v, dk=dk, dv=dv), **launched,
                 )  # fmt: skip
         if need_dbias:

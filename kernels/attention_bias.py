@@ -14,7 +14,7 @@ from .common import cdiv, dot
 
 _INTEGERS = [
     "tokens", "batch", "size", "pairs", "per_chunk", "do_head", "q_head", "k_head", "v_head",
-    "bias_batch", "bias_head", "bias_query", "bias_key", "threshold", "site",
+     "threshold", "site",
 ]  # fmt: skip
 _PROGRAMS = 512  # enough to fill a large GPU: the sum over what shares a bias is cut until there are about as many
 
@@ -37,7 +37,7 @@ def backward_bias(
     query = (tile // tiles) * BLOCK + tl.arange(0, BLOCK)
     first = (tile % tiles) * BLOCK
     key = first + key_columns(BLOCK, seed_ptr is not None)
-    row, column = query.to(tl.int64), key.to(tl.int64)
+    query64, key64 = query.to(tl.int64), key.to(tl.int64)
     begin = tl.program_id(1) * per_chunk
     gradient = tl.zeros((BLOCK, BLOCK), tl.float32)
     for pair in tl.range(begin, tl.minimum(begin + per_chunk, pairs)):
@@ -50,14 +50,14 @@ def backward_bias(
         seen = key < length
         if key_mask_ptr is not None:
             seen = seen & (tl.load(key_mask_ptr + start + key, mask=seen, other=0) != 0)
-        q = load_rows(head_base(q_ptr, start, head, q_head, Q_TOKEN, VECTOR), row, live, Q_TOKEN, D, BLOCK_D)
-        do = load_rows(head_base(do_ptr, start, head, do_head, DO_TOKEN, VECTOR), row, live, DO_TOKEN, D, BLOCK_D)
-        k = load_rows(head_base(k_ptr, start, head, k_head, K_TOKEN, VECTOR), column, seen, K_TOKEN, D, BLOCK_D)
-        v = load_rows(head_base(v_ptr, start, head, v_head, V_TOKEN, VECTOR), column, seen, V_TOKEN, D, BLOCK_D)
+        q = load_rows(head_base(q_ptr, start, head, q_head, Q_TOKEN, VECTOR), query64, live, Q_TOKEN, D, BLOCK_D)
+        do = load_rows(head_base(do_ptr, start, head, do_head, DO_TOKEN, VECTOR), query64, live, DO_TOKEN, D, BLOCK_D)
+        k = load_rows(head_base(k_ptr, start, head, k_head, K_TOKEN, VECTOR), key64, seen, K_TOKEN, D, BLOCK_D)
+        v = load_rows(head_base(v_ptr, start, head, v_head, V_TOKEN, VECTOR), key64, seen, V_TOKEN, D, BLOCK_D)
         lse = load_lse(lse_ptr + head64 * tokens + start, query, live)
         delta = tl.load(delta_ptr + head64 * tokens + start + query, mask=live, other=0.0)
-        query_offset = head64 * bias_head + sequence.to(tl.int64) * bias_batch + row * bias_query
-        key_offset = column * bias_key
+        query_offset = head64 * bias_head + sequence.to(tl.int64) * bias_batch + query64 * bias_query
+        key_offset = key64 * bias_key
         mask = live[:, None] & seen[None, :]
         scores = dot(q, tl.trans(k), tl.zeros((BLOCK, BLOCK), tl.float32), PRECISION) * scale_log2
         scores += load_bias(bias_ptr, query_offset[:, None], key_offset[None, :], mask)
@@ -70,7 +70,7 @@ def backward_bias(
         gradient += probs * (dprobs - delta[:, None])
     owners = tl.num_programs(0) // (tiles * tiles)
     place = (tl.program_id(1) * owners + owner).to(tl.int64) * size * size
-    offset = row[:, None] * size + key[None, :]
+    offset = query64[:, None] * size + key[None, :]
     tl.store(dbias_ptr + place + offset, gradient, mask=(query < size)[:, None] & (key < size)[None, :])
 
 

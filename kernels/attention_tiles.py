@@ -116,10 +116,10 @@ def _philox(seed, c0, c1, c2):
     return c0, c1, c2, c3
 
 
-# Dropout draws one word for each of four adjacent keys at once. The accumulator of a matrix instruction gives a thread
-# columns 2t, 2t + 1, 2t + 8, 2t + 9 of every 16 (t: lane % 4), and rows l and l + 8 of every 16 (l: lane // 4): with
-# the keys in their natural order 2 or 4 threads would draw the same words. Softmax does not care for the order of the
-# keys, so with dropout they are loaded in one that makes a thread's columns four adjacent keys (its rows, two).
+# Philox makes four words at once, for four adjacent keys: a thread should hold all four. The accumulator of a matrix
+# instruction gives it columns 2t, 2t + 1, 2t + 8, 2t + 9 of every 16 (t: lane % 4), or rows l and l + 8 of every 16
+# (l: lane // 4). Softmax does not care for the order of its keys, so with dropout they are loaded in one that makes
+# those columns four adjacent keys, and those rows two.
 
 
 @triton.jit
@@ -147,40 +147,36 @@ def keep_columns(seed, site, threshold, unit, first, BLOCK: tl.constexpr):
     The keys lie as :func:`key_columns` says. unit: int64 [rows], packed query row * N + head: the element index is
     unit * 65536 + key, its group of four unit * 16384 + key // 4. first: a multiple of 16.
     """
-    # [rows, 16s, h, t, b]: a thread holds all h and b of its t, so which word it takes is settled when compiling
     sixteen = tl.arange(0, BLOCK // 16)[None, :, None, None, None]
     h = tl.arange(0, 2)[None, None, :, None, None]
     t = tl.arange(0, 4)[None, None, None, :, None]
     b = tl.arange(0, 2)[None, None, None, None, :]
-    unit = unit[:, None, None, None, None]
-    keep = _keep(seed, site, threshold, unit, first // 4 + 4 * sixteen + t, h, b)
+    keep = _keep(seed, site, threshold, unit[:, None, None, None, None], first // 4 + 4 * sixteen + t, 2 * h + b)
     return tl.reshape(keep, (keep.shape[0], BLOCK))
 
 
 @triton.jit
 def keep_rows(seed, site, threshold, unit, first, BLOCK: tl.constexpr):
     """:func:`keep_columns` for transposed scores: int1 [BLOCK, rows], the keys as :func:`key_rows` says."""
-    # [16s, h, l // 2, l % 2, rows] is key 2l + h of its 16: word 2 * (l % 2) + h of quad l // 2
     sixteen = tl.arange(0, BLOCK // 16)[:, None, None, None, None]
     h = tl.arange(0, 2)[None, :, None, None, None]
-    t = tl.arange(0, 4)[None, None, :, None, None]
-    odd = tl.arange(0, 2)[None, None, None, :, None]
-    unit = unit[None, None, None, None, :]
-    keep = _keep(seed, site, threshold, unit, first // 4 + 4 * sixteen + t, odd, h)
+    t = tl.arange(0, 4)[None, None, :, None, None]  # l // 2
+    odd = tl.arange(0, 2)[None, None, None, :, None]  # l % 2
+    keep = _keep(seed, site, threshold, unit[None, None, None, None, :], first // 4 + 4 * sixteen + t, 2 * odd + h)
     return tl.reshape(keep, (BLOCK, keep.shape[4]))
 
 
 @triton.jit
-def _keep(seed, site, threshold, unit, quad, high, low):
-    """Whether word 2 * high + low of group unit * 16384 + quad keeps its element. All broadcast."""
-    first = (unit << 14).to(tl.uint32) | quad.to(tl.uint32)
-    w0, w1, w2, w3 = _philox(seed, first, (unit >> 18).to(tl.uint32), site.to(tl.uint32))
+def _keep(seed, site, threshold, unit, quad, word):
+    """Whether ``word`` (0 .. 3) of group unit * 16384 + quad keeps its element. All broadcast."""
+    group = (unit << 14).to(tl.uint32) | quad.to(tl.uint32)
+    w0, w1, w2, w3 = _philox(seed, group, (unit >> 18).to(tl.uint32), site.to(tl.uint32))
     limit = threshold.to(tl.uint32, bitcast=True)
     # One value, not four, so that the compiler moves the whole of Philox into the layout of the scores: converting
-    # it would cost more. The shifts are by constants of a thread and vanish.
+    # four would cost more. The shifts are by constants of a thread and vanish.
     bits = (w0 >= limit).to(tl.int32) | ((w1 >= limit).to(tl.int32) << 1)
     bits = bits | ((w2 >= limit).to(tl.int32) << 2) | ((w3 >= limit).to(tl.int32) << 3)
-    return ((bits >> (2 * high + low)) & 1) != 0
+    return ((bits >> word) & 1) != 0
 
 
 @triton.jit
