@@ -29,7 +29,7 @@ std::pair<int64_t, int64_t> unpad(const uint8_t* mask, int64_t batch, int64_t se
             uint64_t bytes = 0;
             const int64_t step = std::min<int64_t>(8, end - position);
             std::memcpy(&bytes, mask + position, static_cast<size_t>(step));
-            if (step == 8 && !has_zero_byte(bytes)) {
+            if (!has_zero_byte(bytes)) {  // never so for the last, shorter step
                 for (int64_t k = 0; k < 8; ++k) indices[total + k] = position + k;
                 total += 8;
             } else if (bytes != 0) {

@@ -10,20 +10,22 @@ import pytest
 CSRC = Path(__file__).resolve().parents[2] / "csrc"
 
 
-def compile_for_host(source: Path, target: Path, *flags: str) -> None:
-    """Compile one C++ file against csrc/, or skip where there is no compiler."""
-    compiler = shutil.which("g++") or shutil.which("clang++")
-    if compiler is None:
+@pytest.fixture(scope="session")
+def compiler() -> list[str]:
+    """The command of the C++ compiler, with csrc/ on its include path."""
+    found = shutil.which("g++") or shutil.which("clang++")
+    if found is None:
         pytest.skip("no g++ or clang++ on PATH")
-    command = [compiler, "-std=c++17", f"-I{CSRC}", *flags, str(source), "-o", str(target)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    return [found, "-std=c++17", f"-I{CSRC}"]
 
 
 @pytest.fixture(scope="session")
-def harness(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+def harness(compiler: list[str], tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     target = tmp_path_factory.mktemp("harness") / "harness.so"
-    compile_for_host(Path(__file__).with_name("harness.cpp"), target, "-O1", "-shared", "-fPIC")
+    source = Path(__file__).with_name("harness.cpp")
+    command = [*compiler, "-O1", "-shared", "-fPIC", str(source), "-o", str(target)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
     library = ctypes.CDLL(str(target))
     library.harness_tiles.restype = ctypes.c_int64
     library.harness_nonzero_bytes.restype = ctypes.c_uint32
