@@ -69,15 +69,13 @@ def atomic_write(path: str | os.PathLike[str], data: bytes | bytearray | memoryv
         temporary.write_bytes(data)
 
 
-write_bytes = atomic_write
-
-
 @contextmanager
 def atomic_directory(path: str | os.PathLike[str], *, force: bool = False) -> Iterator[Path]:
     """Yield a new temporary directory for the caller to fill; give it the name `path` when the block ends well.
 
     Raises FileExistsError, before anything is done, where `path` is a file or a directory that is not empty; with
-    `force` the old directory is replaced. On an error, nothing is left and `path` is as it was.
+    `force` the old directory is replaced. On an error, nothing is left and `path` is as it was; a process that is
+    killed leaves a hidden directory beside `path` that ends in `.tmp`.
     """
     path = Path(os.path.abspath(path))
     if path.exists() and not path.is_dir():

@@ -18,6 +18,9 @@ ABSURD_RATIO = 16
 """Weights that are missing may take this many times the whole checkpoint, or a GiB, before it is called an error."""
 
 
+_INITIALISE = (Tensor.normal_, Tensor.uniform_, Tensor.fill_, Tensor.zero_)
+
+
 class WeightsOnMeta(TorchFunctionMode):
     """Modules constructed within get weights without memory, and no values for them are drawn.
 
@@ -31,6 +34,8 @@ class WeightsOnMeta(TorchFunctionMode):
         kwargs = dict(kwargs or {})
         if func is torch.empty and kwargs.get("device") is None:
             kwargs["device"] = "meta"
+        elif func in _INITIALISE and args[0].is_meta:
+            return args[0]  # torch works out the outcome's shape, slowly
         return func(*args, **kwargs)
 
 

@@ -7,6 +7,7 @@ mapped: they have to be checked and mostly transposed anyway, and a file cut sho
 
 from __future__ import annotations
 
+import mmap
 import re
 from pathlib import Path
 
@@ -57,15 +58,17 @@ class TensorBundle(TensorSource):
         if entry.info.dtype is None:
             raise CheckpointError(f"{self.path}: {name} does not hold numbers of a type that torch has")
         self._check_file(entry.shard)  # before memory is asked for
-        values = torch.empty(entry.size, dtype=torch.uint8)
+        if not entry.size:
+            return torch.empty(entry.info.shape, dtype=entry.info.dtype)
+        memory = _memory(entry.size)
         file = self._file(entry.shard)
         with file.open("rb") as stream:
             stream.seek(entry.offset)
-            if stream.readinto(values.numpy().data) != entry.size:
+            if stream.readinto(memory) != entry.size:
                 raise CheckpointError(f"{file} ends inside {name}: it was cut short")
-        if masked_crc32c(values.numpy().data) != entry.crc:
+        if masked_crc32c(memoryview(memory)) != entry.crc:
             raise CheckpointError(f"{file}: the checksum of {name} is wrong: the file was damaged")
-        return values.view(entry.info.dtype).reshape(entry.info.shape)
+        return torch.frombuffer(memory, dtype=entry.info.dtype).reshape(entry.info.shape)
 
     def _file(self, shard: int) -> Path:
         return self.path.with_name(f"{self.path.name}.data-{shard:05d}-of-{self._shards:05d}")
@@ -77,6 +80,11 @@ class TensorBundle(TensorSource):
         needed = max(entry.end for entry in self._entries.values() if entry.shard == shard)
         if needed > file.stat().st_size:
             raise CheckpointError(f"{file} has {file.stat().st_size} bytes; its index needs {needed}: it was cut short")
+
+
+def _memory(size: int) -> mmap.mmap:
+    """Memory that goes back to the system, not to a heap that keeps it, when the tensor made of it is gone."""
+    return mmap.mmap(-1, size)
 
 
 def find_bundle(directory: Path) -> Path | None:

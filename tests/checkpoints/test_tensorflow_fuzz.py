@@ -9,13 +9,12 @@ import tracemalloc
 
 import numpy as np
 import pytest
-import torch
 from checkpoints import bundle_writer as w
 from checkpoints.toys import hf_model, tensorflow_tensors
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bert_fast.checkpoints import CheckpointError, Translated
+from bert_fast.checkpoints import CheckpointError, Translated, tensorflow
 from bert_fast.checkpoints.tensorflow import TensorBundle
 
 SECONDS = 2.0
@@ -32,13 +31,13 @@ FEW = {
 def bounded(monkeypatch):
     """Read a whole checkpoint; fail on any other error, a long time, or much memory."""
     asked = []
-    empty = torch.empty
+    memory = tensorflow._memory
 
-    def recorded(*args, **kwargs):
-        asked.append(args[0])
-        return empty(*args, **kwargs)
+    def recorded(size):
+        asked.append(size)
+        return memory(size)
 
-    monkeypatch.setattr(torch, "empty", recorded)
+    monkeypatch.setattr(tensorflow, "_memory", recorded)
 
     def read(prefix):
         files = sum(file.stat().st_size for file in prefix.parent.glob(f"{prefix.name}.*"))
