@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -32,10 +33,26 @@ def fsync(path: str | os.PathLike[str]) -> None:
 
 
 def replace(temporary: str | os.PathLike[str], path: str | os.PathLike[str]) -> None:
-    """Put a finished temporary file in the place of `path`: data first, then the name."""
+    """Put a finished temporary file in the place of `path`: data first, then the name.
+
+    Permissions are those of the file that was there, or those that the umask gives a new one. The library that wrote
+    the temporary file may have made it private, as safetensors does.
+    """
+    path = Path(path)
+    os.chmod(temporary, stat.S_IMODE(path.stat().st_mode) if path.exists() else _mode_of_a_new_file(path))
     fsync(temporary)
     os.replace(temporary, path)
-    fsync(Path(path).parent)
+    fsync(path.parent)
+
+
+def _mode_of_a_new_file(path: Path) -> int:
+    """Found by making one: the umask cannot be read without changing it for every thread."""
+    probe = temporary_sibling(path)
+    probe.touch(exist_ok=False)
+    try:
+        return stat.S_IMODE(probe.stat().st_mode)
+    finally:
+        probe.unlink()
 
 
 @contextmanager

@@ -22,13 +22,24 @@ def test_atomic_write_replaces_the_whole_content(tmp_path):
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no permission bits")
 def test_atomic_write_obeys_the_umask(tmp_path):
-    """A private temporary file, renamed, would lock other users out."""
+    """A private temporary file, renamed, would lock other users out; safetensors makes such files."""
     old = os.umask(0o022)
     try:
-        io.atomic_write(tmp_path / "file", b"x")
+        with io.atomic_file(tmp_path / "file") as temporary:
+            temporary.write_bytes(b"x")
+            temporary.chmod(0o600)
     finally:
         os.umask(old)
     assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o644
+    assert leftovers(tmp_path) == ["file"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no permission bits")
+def test_atomic_write_keeps_the_permissions_of_what_it_replaces(tmp_path):
+    """What its owner made private stays so."""
+    (tmp_path / "file").touch(mode=0o600)
+    io.atomic_write(tmp_path / "file", b"x")
+    assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o600
 
 
 def test_atomic_file_keeps_the_old_content_on_error(tmp_path):

@@ -141,6 +141,17 @@ def test_a_given_state_dict_is_what_is_written(tmp_path):
         assert "cls.predictions.decoder.weight" not in file.keys()  # noqa: SIM118 - equal, though apart in memory
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no permission bits")
+@pytest.mark.parametrize("shard", ["50GB", "9KB"])
+def test_other_users_may_read_what_is_written(tmp_path, shard):
+    old = os.umask(0o022)
+    try:
+        ours().save_pretrained(tmp_path, max_shard_size=shard)
+    finally:
+        os.umask(old)
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o644}
+
+
 def test_other_processes_write_nothing(tmp_path):
     ours().save_pretrained(tmp_path / "out", is_main_process=False)
     assert not (tmp_path / "out").exists()
