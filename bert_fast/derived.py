@@ -67,19 +67,35 @@ def allowed() -> bool:
     )
 
 
+def plain(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether calling ``module`` is no more than what a ``kind`` with its weights computes, so that it need not be.
+
+    Not so for a subclass, a replacement or a parametrised module, for hooks, and for an instance whose ``forward`` was
+    replaced.
+    """
+    return (
+        type(module) is kind
+        and "forward" not in module.__dict__
+        and not any(getattr(module, hooks) for hooks in _HOOKS)
+        and (torch.compiler.is_compiling() or not _module_hooks._has_any_global_hook())
+    )
+
+
 def plain_linear(module: nn.Module) -> bool:
     """Whether calling ``module`` is no more than ``F.linear`` with its own, ordinary weight.
 
-    Not so for LoRA, quantised or parametrised layers, for hooks, and for an instance whose ``forward`` was replaced:
-    there the weight alone is not what the module computes.
+    Not so for LoRA and quantised layers either: there the weight alone is not what the module computes.
     """
     return (
-        type(module) is nn.Linear
-        and "forward" not in module.__dict__
-        and not any(getattr(module, hooks) for hooks in _HOOKS)
+        plain(module, nn.Linear)
         and _plain_tensor(module.weight)
         and (module.bias is None or _plain_tensor(module.bias))
     )
+
+
+def plain_norm(module: nn.Module) -> bool:
+    """Whether calling ``module`` is no more than LayerNorm over the last dimension with its own weight and bias."""
+    return plain(module, nn.LayerNorm) and module.weight is not None and module.bias is not None
 
 
 def _plain_tensor(x: Tensor) -> bool:

@@ -29,7 +29,7 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """LayerNorm over the last dimension (Ba et al., 2016), statistics in at least float32, result in x's dtype."""
     dtype = x.dtype
     if x.device.type == "cpu" and dtype in (torch.float16, torch.bfloat16):
-        # With 16-bit weights PyTorch's CPU saves 1 / deviation in 16 bits for the backward pass: inf for a constant row.
+        # With 16-bit weights PyTorch saves 1 / deviation in 16 bits for the backward pass: inf for a constant row.
         dtype = torch.float32
     return F.layer_norm(x, weight.shape, weight.to(dtype), bias.to(dtype), eps)
 

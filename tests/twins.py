@@ -151,7 +151,8 @@ def labels_of(name, num_labels=2, seed=2):
     if name == "BertForTokenClassification":
         return {"labels": masked(num_labels)}
     if name == "BertForQuestionAnswering":
-        return {"start_positions": torch.tensor([0, 3, 99, 1, 16, 2]), "end_positions": torch.tensor([0, 4, 99, 16, 16, 2])}
+        start, end = [0, 3, 99, 1, 16, 2], [0, 4, 99, 16, 16, 2]
+        return {"start_positions": torch.tensor(start), "end_positions": torch.tensor(end)}
     if name == "BertForMultipleChoice":
         return {"labels": draw(CHOICES, (B // CHOICES,))}
     if name in ("BertForNextSentencePrediction", "BertForSequenceClassification"):
@@ -167,5 +168,5 @@ def shaped(name, arguments):
 
 
 def read_places(tensor, visible, everywhere=False):
-    """The part of an output on which parity is claimed: all of it, or the visible places of one that is ``[B, S, ...]``."""
+    """The part of an output on which parity is claimed: all of it, or the visible places of ``[B, S, ...]``."""
     return tensor[visible] if not everywhere and tensor.shape[:2] == visible.shape else tensor

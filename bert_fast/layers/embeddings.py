@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from bert_fast import ops
+from bert_fast import derived, ops
 from bert_fast.config import BertConfig
 
 
@@ -29,7 +29,8 @@ class BertEmbeddings(nn.Module):
         """Ids int64 ``[T]``, or ``inputs_embeds [T, H]`` in place of ``input_ids`` -> ``[T, H]``."""
         norm = self.LayerNorm
         tables = (self.word_embeddings, self.position_embeddings, self.token_type_embeddings)
-        fusible = all(type(t) is nn.Embedding and t.max_norm is None and not t._forward_hooks for t in tables)
+        fusible = derived.plain_norm(norm) and all(map(_plain_table, tables))
+        fusible = fusible and self.position_embeddings.padding_idx is self.token_type_embeddings.padding_idx is None
         if inputs_embeds is None and input_ids is not None and fusible:
             y = ops.embedding_layer_norm(
                 input_ids,
@@ -48,3 +49,10 @@ class BertEmbeddings(nn.Module):
             types = self.token_type_embeddings(token_type_ids)
             y = norm(words + types + self.position_embeddings(position_ids))
         return self.dropout(y)
+
+
+def _plain_table(module: nn.Module) -> bool:
+    """Whether calling ``module`` is no more than reading rows of its weight."""
+    return derived.plain(module, nn.Embedding) and not (
+        module.max_norm is not None or module.sparse or module.scale_grad_by_freq
+    )

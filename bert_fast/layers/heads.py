@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor, nn
 
-from bert_fast import ops
+from bert_fast import derived, ops
 from bert_fast.config import BertConfig
 from bert_fast.layers.activations import GELU, activation_function
-from bert_fast.layers.projection import project
+from bert_fast.layers.projection import call, project
 from bert_fast.packing import Layout
 
 
@@ -34,9 +34,9 @@ class BertPredictionHeadTransform(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``[T, H]`` -> ``[T, H]``."""
         norm, x = self.LayerNorm, project(self.dense, x)
-        if self.hidden_act in GELU:
+        if self.hidden_act in GELU and derived.plain_norm(norm):
             return ops.gelu_layer_norm(x, norm.weight, norm.bias, norm.eps, GELU[self.hidden_act])
-        return ops.layer_norm(activation_function(self.hidden_act)(x), norm.weight, norm.bias, norm.eps)
+        return call(norm, activation_function(self.hidden_act)(x))
 
 
 class BertLMPredictionHead(nn.Module):

@@ -16,7 +16,7 @@ def project(module: nn.Module, x: Tensor, hidden_act: str | None = None) -> Tens
             return packed(x) if hidden_act is None else packed(x, "gelu", GELU[hidden_act])
     if hidden_act in GELU:
         return ops.bias_gelu(*project_split(module, x), GELU[hidden_act])
-    y = _call(module, x)
+    y = call(module, x)
     return y if hidden_act is None else activation_function(hidden_act)(y)
 
 
@@ -37,7 +37,7 @@ def project_joined(owner: nn.Module, modules: tuple[nn.Module, ...], x: Tensor) 
     """``module(x)`` for each of several layers that read the same ``x``: one product where a derived weight may be."""
     joined = _packed(owner, modules, x) or _joined(owner, modules, x)
     if joined is None:
-        return tuple(_call(module, x) for module in modules)
+        return tuple(call(module, x) for module in modules)
     sizes = [module.out_features for module in modules]
     return joined(x).split(sizes, dim=-1)
 
@@ -59,8 +59,11 @@ class _Joined:
         return ops.linear(x, self.weight, self.bias)
 
 
-def _call(module: nn.Module, x: Tensor) -> Tensor:
-    # compute_dtype may have raised the encoder's rows above the dtype of a layer that has to be called as it is.
+def call(module: nn.Module, x: Tensor) -> Tensor:
+    """``module(x)`` in x's dtype, for a layer that has to be called as it is.
+
+    ``compute_dtype`` may have raised the encoder's rows above the dtype of its parameters.
+    """
     parameter = next(module.parameters(), None)
     if parameter is None or parameter.dtype == x.dtype or not parameter.is_floating_point() or _autocast(x):
         return module(x)

@@ -2,9 +2,9 @@
 
 from torch import Tensor, nn
 
-from bert_fast import ops
+from bert_fast import derived, ops
 from bert_fast.config import BertConfig
-from bert_fast.layers.projection import project_and_add, project_split
+from bert_fast.layers.projection import call, project, project_and_add, project_split
 
 
 class ResidualOutput(nn.Module):
@@ -19,10 +19,13 @@ class ResidualOutput(nn.Module):
 
     def forward(self, x: Tensor, residual: Tensor, seed: Tensor | None = None) -> Tensor:
         """``[T, in_features]`` and ``[T, H]`` -> ``[T, H]``; ``seed``: of the kernels' dropout, one per forward."""
-        norm, p = self.LayerNorm, self.dropout.p if self.training else 0.0
+        norm, dropout = self.LayerNorm, self.dropout
+        if not (derived.plain_norm(norm) and derived.plain(dropout, nn.Dropout)):
+            return call(norm, dropout(project(self.dense, x)) + residual)
+        p = dropout.p if dropout.training else 0.0
         summed = project_and_add(self.dense, x, residual) if p == 0 else None
         if summed is not None:
             return ops.layer_norm(summed, norm.weight, norm.bias, norm.eps)
         y, bias = project_split(self.dense, x)
-        dropout = {"p": p, "seed": seed, "site": self.dropout_site}
-        return ops.dropout_add_layer_norm(y, residual, norm.weight, norm.bias, norm.eps, x_bias=bias, **dropout)
+        options = {"x_bias": bias, "p": p, "seed": seed, "site": self.dropout_site}
+        return ops.dropout_add_layer_norm(y, residual, norm.weight, norm.bias, norm.eps, **options)

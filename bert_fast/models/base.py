@@ -185,6 +185,11 @@ class BertPreTrainedModel(PreTrainedMixin, nn.Module):
         """The parameters' floating dtype."""
         return next(p.dtype for p in self.parameters() if p.is_floating_point())
 
+    def _replicate_for_data_parallel(self) -> "BertPreTrainedModel":
+        raise RuntimeError(
+            "torch.nn.DataParallel is not supported: use torch.nn.parallel.DistributedDataParallel, one process per GPU"
+        )
+
     # Derived weights
 
     def refresh(self) -> None:

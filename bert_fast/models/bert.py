@@ -101,6 +101,10 @@ class BertModel(BertPreTrainedModel):
         output_attentions = config.output_attentions if output_attentions is None else output_attentions
         output_hidden_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
         exact = self._exact(hidden_positions)
+        if torch.jit.is_tracing():
+            raise RuntimeError(
+                "torch.jit.trace would freeze the lengths of this one batch: use torch.export.export or torch.compile"
+            )
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             self.refresh()
 

@@ -56,8 +56,9 @@ def test_the_pooled_output_is_at_index_1():
 
 
 def test_without_a_pooler_there_is_no_pooled_output():
-    import bert_fast
     from twins import config
+
+    import bert_fast
 
     model = bert_fast.BertModel(config(), add_pooling_layer=False)
     output = model(**batch())
@@ -149,7 +150,7 @@ COPIES = {
     "dict_copy": lambda x: x.copy(),
     "deepcopy": copy.deepcopy,
     "pickle": lambda x: pickle.loads(pickle.dumps(x)),
-    "from_a_dict_as_accelerate_does": lambda x: type(x)({k: v for k, v in x.items()}),
+    "from_a_dict_as_accelerate_does": lambda x: type(x)(dict(x.items())),
     "from_pairs_as_gather_does": lambda x: type(x)((k, x[k]) for k in x),
     "from_keywords": lambda x: type(x)(**x),
     "from_fields": lambda x: type(x)(*x.to_tuple()),
@@ -190,7 +191,7 @@ def test_a_field_set_after_it_was_none_appears():
 def test_it_is_a_mapping():
     output = output_of()
     assert dict(**output).keys() == output.keys()
-    assert [k for k in output] == ["loss", "logits", "hidden_states"]
+    assert list(output) == ["loss", "logits", "hidden_states"]
     assert "logits" in output
     assert "attentions" not in output
     assert output.get("attentions") is None
@@ -239,6 +240,6 @@ def test_unknown_fields_and_indices_are_errors():
     with pytest.raises(KeyError):
         output["nothing"]
     with pytest.raises(AttributeError):
-        output.nothing
+        _ = output.nothing
     with pytest.raises(IndexError):
         output[7]

@@ -9,7 +9,7 @@ import functools
 import pytest
 import torch
 from numerics import assert_close_to_truth
-from twins import B, CLASSES, S, batch, double, labels_of, padding, read_places, shaped, twins
+from twins import CLASSES, B, S, batch, double, labels_of, padding, read_places, shaped, twins
 
 import bert_fast
 
