@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
-        if arguments.debug or not _expected(error):
+        if getattr(arguments, "debug", False) or not _expected(error):
             traceback.print_exc()
             return 2 if _expected(error) else 1
         print(f"bert-fast: {_one_line(error)}", file=sys.stderr)
@@ -45,9 +45,10 @@ def _one_line(error: Exception) -> str:
 def _parser() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show where an error came from")
-    parser = argparse.ArgumentParser(prog="bert-fast", description="BERT without padding, with the same numbers.")
+    parser = argparse.ArgumentParser(
+        prog="bert-fast", parents=[common], description="BERT without padding, with the same numbers."
+    )
     parser.add_argument("--version", action="version", version=f"bert-fast {_version()}")
-    parser.set_defaults(debug=False)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     doctor = commands.add_parser(

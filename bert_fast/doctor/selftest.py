@@ -1,4 +1,4 @@
-"""One small run of every op on every device, judged against float64 as the project's numeric contract says."""
+"""One small run of every op on every device, forward and backward, judged against float64 by the numeric contract."""
 
 from __future__ import annotations
 
@@ -25,13 +25,17 @@ HEADS, HEAD_DIM, HIDDEN = 4, 32, 128
 class Case:
     """A self-test: `inputs` makes float64 and integer tensors, `run` uses the op and `truth` its definition.
 
-    `terms` is the length of the longest sum behind an element, for matrix products in float32.
+    Attributes:
+        terms: the length of the longest sum behind an element, for matrix products in float32.
+        gradients: whether the gradients of all float inputs are compared as well.
+        cpu_only: not run on GPUs.
     """
 
     inputs: Callable[[], dict[str, Tensor]]
     run: Callable[..., Tensor]
     truth: Callable[..., Tensor]
     terms: int = 1
+    gradients: bool = True
     cpu_only: bool = False
 
 
@@ -65,7 +69,6 @@ def run_all(devices: list[torch.device]) -> list[Result]:
     return results
 
 
-@torch.no_grad()
 def run_case(op: str, case: Case, device: torch.device, dtype: torch.dtype) -> Result:
     """Runs one case; whatever goes wrong becomes the result's problem."""
     torch_state = torch.get_rng_state()
@@ -74,13 +77,15 @@ def run_case(op: str, case: Case, device: torch.device, dtype: torch.dtype) -> R
     began = time.perf_counter()
     error, problem = None, None
     try:
-        exact = {k: v.to(dtype).double() if v.is_floating_point() else v for k, v in case.inputs().items()}
-        rounded = {k: v.to(dtype) if v.is_floating_point() else v for k, v in exact.items()}
-        truth, eager = case.truth(**exact), case.truth(**rounded)
-        got = case.run(**{k: v.to(device) for k, v in rounded.items()}).cpu()
-        error = _share_of_allowed(got, eager, truth, dtype, case.terms)
+        rounded = {k: v.to(dtype) if v.is_floating_point() else v for k, v in case.inputs().items()}
+        exact = {k: v.double() if v.is_floating_point() else v for k, v in rounded.items()}
+        truth, eager = _results(case, case.truth, exact), _results(case, case.truth, rounded)
+        got = _results(case, case.run, {k: v.to(device) for k, v in rounded.items()})
+        errors = {name: _share_of_allowed(got[name], eager[name], truth[name], dtype, case.terms) for name in truth}
+        worst = max(errors, key=lambda name: errors[name])
+        error = errors[worst]
         if not error <= 1:
-            problem = f"its error is {error:.3g} times what is allowed"
+            problem = f"its {worst} has {error:.3g} times the error that is allowed"
     except Exception as failure:  # noqa: BLE001 - a self-test reports every failure
         last = traceback.extract_tb(failure.__traceback__)[-1]
         problem = f"{type(failure).__name__}: {failure} (at {last.name}, line {last.lineno} of {last.filename})"
@@ -89,7 +94,25 @@ def run_case(op: str, case: Case, device: torch.device, dtype: torch.dtype) -> R
     spent = 1000 * (time.perf_counter() - began)
     after = backend.decisions().get(op)
     chosen, reasons = after if after is not None and after is not before else (_usual(op, device), {})
+    if device.type == "cuda" and problem is None:
+        idle = [name for name in reasons if not backend.reasons_against(name, device)]
+        problem = "; ".join(f"its {name} kernel should run here: {', '.join(reasons[name])}" for name in idle) or None
     return Result(op, str(device), str(dtype).removeprefix("torch."), chosen, reasons, error, spent, problem)
+
+
+def _results(case: Case, function: Callable[..., Tensor], inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The result of a case and its gradients, on the CPU; upstream gradients are drawn from a seed of their own."""
+    if not case.gradients:
+        with torch.no_grad():
+            return {"result": function(**inputs).cpu()}
+    leaves = {k: v.detach().clone().requires_grad_() for k, v in inputs.items() if v.is_floating_point()}
+    result = function(**{**inputs, **leaves})
+    upstream = torch.randn(result.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    # rounded to 8 bits, so that it is the same number in every dtype
+    upstream = upstream.bfloat16().to(device=result.device, dtype=result.dtype)
+    gradients = torch.autograd.grad(result, list(leaves.values()), upstream)
+    named = {f"gradient of {name}": gradient.cpu() for name, gradient in zip(leaves, gradients, strict=True)}
+    return {"result": result.detach().cpu(), **named}
 
 
 def _usual(op: str, device: torch.device) -> str:
@@ -137,6 +160,10 @@ def _norm_inputs() -> dict[str, Tensor]:
     return {"x": x, "residual": residual, "weight": 1 + 0.1 * _randn(HIDDEN), "bias": 0.1 * _randn(HIDDEN)}
 
 
+def _plain_norm_inputs() -> dict[str, Tensor]:
+    return {name: value for name, value in _norm_inputs().items() if name != "residual"}
+
+
 def _embedding_inputs() -> dict[str, Tensor]:
     rows = sum(LENGTHS)
     tables = {"word": _randn(50, HIDDEN), "position": _randn(40, HIDDEN), "token_type": _randn(2, HIDDEN)}
@@ -167,9 +194,17 @@ def _linear_inputs() -> dict[str, Tensor]:
 
 
 def _softmax_inputs() -> dict[str, Tensor]:
-    mask = torch.zeros(2, 1, 1, 24, dtype=torch.float64)
-    mask[0, ..., 9:] = -torch.inf
-    return {"scores": _randn(2, HEADS, 24, 24), "mask": mask}
+    hidden = torch.zeros(2, 1, 1, 24, dtype=torch.bool)
+    hidden[0, ..., 9:] = True
+    return {"scores": _randn(2, HEADS, 24, 24), "hidden": hidden}
+
+
+def _softmax(door: Any) -> Callable[..., Tensor]:
+    def run(scores: Tensor, hidden: Tensor) -> Tensor:
+        mask = torch.zeros(hidden.shape, dtype=scores.dtype, device=scores.device).masked_fill(hidden, -torch.inf)
+        return door.scaled_masked_softmax(scores, mask, 0.3)
+
+    return run
 
 
 def _loss_inputs() -> dict[str, Tensor]:
@@ -191,23 +226,26 @@ CASES = {
         lambda **x: reference.dropout_add_layer_norm(**x, eps=1e-12),
     ),
     "layer_norm": Case(
-        _norm_inputs,
-        lambda x, residual, weight, bias: ops.layer_norm(x, weight, bias, 1e-12),
-        lambda x, residual, weight, bias: reference.layer_norm(x, weight, bias, 1e-12),
+        _plain_norm_inputs,
+        lambda x, weight, bias: ops.layer_norm(x, weight, bias, 1e-12),
+        lambda x, weight, bias: reference.layer_norm(x, weight, bias, 1e-12),
+    ),
+    "bias_gelu": Case(
+        lambda: {"x": _randn(sum(LENGTHS), HIDDEN), "bias": _randn(HIDDEN)},
+        lambda x, bias: ops.bias_gelu(x, bias),
+        reference.bias_gelu,
     ),
     "gelu_layer_norm": Case(
-        _norm_inputs,
-        lambda x, residual, weight, bias: ops.gelu_layer_norm(x, weight, bias, 1e-12),
-        lambda x, residual, weight, bias: reference.gelu_layer_norm(x, None, weight, bias, 1e-12),
+        _plain_norm_inputs,
+        lambda x, weight, bias: ops.gelu_layer_norm(x, weight, bias, 1e-12),
+        lambda x, weight, bias: reference.gelu_layer_norm(x, None, weight, bias, 1e-12),
     ),
-    "scaled_masked_softmax": Case(
-        _softmax_inputs,
-        lambda **x: ops.scaled_masked_softmax(**x, scale=0.3),
-        lambda **x: reference.scaled_masked_softmax(**x, scale=0.3),
-    ),
+    "scaled_masked_softmax": Case(_softmax_inputs, _softmax(ops), _softmax(reference)),
     "embedding_layer_norm": Case(_embedding_inputs, _embedding(ops), _embedding(reference)),
     "linear": Case(_linear_inputs, ops.linear, torch.nn.functional.linear, terms=HIDDEN),
-    "linear (packed)": Case(_linear_inputs, _packed_linear, torch.nn.functional.linear, terms=HIDDEN, cpu_only=True),
+    "linear (packed)": Case(
+        _linear_inputs, _packed_linear, torch.nn.functional.linear, terms=HIDDEN, gradients=False, cpu_only=True
+    ),
     "cross_entropy": Case(
         _loss_inputs,
         lambda logits, labels: ops.cross_entropy(logits, labels),
@@ -217,6 +255,7 @@ CASES = {
         lambda: {"mask": torch.tensor([[1, 1, 0, 1], [0, 0, 0, 0], [1, 0, 0, 0]], dtype=torch.bool)},
         lambda mask: torch.cat([ops.unpad(mask)[0].double(), ops.unpad(mask)[1].double()]),
         lambda mask: torch.tensor([0.0, 1, 3, 8, 0, 3, 3, 4], dtype=torch.float64),
+        gradients=False,
     ),
     "pool": Case(
         lambda: {"hidden": _randn(sum(LENGTHS), HIDDEN), "cu_seqlens": _cu_seqlens()},

@@ -1,0 +1,44 @@
+"""Memory does not grow with the input: neither with its rows nor with its bytes."""
+
+import subprocess
+import sys
+
+import pytest
+from encode import tiny
+
+ROWS, TIMES = 15_000, 3
+HIDDEN = 256
+# Each further row is 1 KiB of embedding and 0.7 of text, so keeping either would cost 29 or 20 MiB. What is
+# allowed is the difference between two runs of the same input: how far reading, computing and writing run apart.
+ALLOWED_MIB = 16
+
+# Not getrusage: its ru_maxrss starts from what the parent had.
+RUN = """
+import sys
+from bert_fast.cli import main
+status = main(sys.argv[1:])
+print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
+sys.exit(status)
+"""
+
+
+def peak_mib(folder, source, output):
+    arguments = ["encode", str(source), "--model", str(folder), "--output", str(output), "--threads", "1", "--quiet"]
+    arguments += ["--max-tokens", "1024"]
+    done = subprocess.run([sys.executable, "-c", RUN, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return int(done.stdout) / 1024
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="peak memory is read from /proc")
+def test_peak_memory_is_flat(tmp_path):
+    folder = tiny.write_model(tmp_path / "model", hidden=HIDDEN, layers=1)
+    texts = [text[:20].ljust(700) for text in tiny.make_texts(ROWS)]
+    peaks = []
+    for times in (1, TIMES):
+        source = tmp_path / f"{times}.txt"
+        with open(source, "w", encoding="utf-8") as file:
+            for _ in range(times):
+                file.writelines(f"{text}\n" for text in texts)
+        peaks.append(peak_mib(folder, source, tmp_path / f"{times}.npy"))
+    assert peaks[1] - peaks[0] <= ALLOWED_MIB, peaks
