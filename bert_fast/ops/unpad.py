@@ -29,10 +29,12 @@ def unpad(keep: Tensor, visible: Tensor | None = None) -> tuple[Tensor, Tensor, 
     if torch.compiler.is_compiling():
         indices, cu_seqlens = _unpad_op(keep)
         return indices, cu_seqlens, keep.shape[1], visible is not None
-    if keep.device.type == "cpu" and extension.module() is not None:
+    # A tensor inside torch.func has no memory to point to; PyTorch's ops serve it.
+    wrapped = torch._C._functorch.is_functorch_wrapped_tensor(keep)
+    if keep.device.type == "cpu" and extension.module() is not None and not wrapped:
         indices, cu_seqlens, total, longest = _unpad_host(keep.contiguous())
         return indices, cu_seqlens, longest, visible is not None and int(visible.sum()) < total
-    if backend.runs("unpad", "cuda", keep.device):
+    if backend.runs("unpad", "cuda", keep.device, ("the mask is inside torch.func",) if wrapped else ()):
         indices, cu_seqlens, stats = _unpad_cuda(keep.contiguous())
     else:
         cu_seqlens, stats = _statistics(keep)
