@@ -1,6 +1,7 @@
 """Packed batches: the tokens of several sequences one after another, and how they lie in the padded world."""
 
-from collections.abc import Callable, Sequence
+import bisect
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -183,6 +184,26 @@ class Layout:
     def with_zeroed_hidden(self) -> "Layout":
         """The same layout, returning zeros at hidden places."""
         return replace(self, zero_hidden=True)
+
+    def parts(self, rows: int, filled: Callable[[int], int]) -> Iterator[tuple[slice, int, "Layout"]]:
+        """Cut the batch between sequences into parts of at most ``rows`` rows (or one longer sequence), on the CPU.
+
+        Yields the part's rows, how many more bring their number ``n`` to ``filled(n)``, and its layout.
+        """
+        bounds = self.cu_seqlens.tolist()
+        first = 0
+        while first < len(bounds) - 1:
+            last = max(bisect.bisect_right(bounds, bounds[first] + rows) - 1, first + 1)
+            here = slice(bounds[first], bounds[last])
+            if here.start == here.stop:
+                first = last
+                continue
+            surplus = filled(here.stop - here.start) - (here.stop - here.start)
+            key_mask = None if self.key_mask is None else torch.nn.functional.pad(self.key_mask[here], (0, surplus))
+            cu_seqlens = self.cu_seqlens[first : last + 1] - here.start
+            plan = ops.attention_plan(cu_seqlens, key_mask)
+            yield here, surplus, Layout(cu_seqlens, self.max_seqlen, key_mask=key_mask, plan=plan)
+            first = last
 
     def prepared_for(self, x: Tensor, dropout: bool) -> "Layout":
         """The same layout for rows like ``x``: additive scores in its dtype, and a seed if kernels draw the dropout."""

@@ -3,14 +3,16 @@
 import functools
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from bert_fast.config import BertConfig
 from bert_fast.layers.activations import activation_function
 from bert_fast.layers.attention import BertAttention
-from bert_fast.layers.projection import project
+from bert_fast.layers.projection import packs, project
 from bert_fast.layers.residual import ResidualOutput
+from bert_fast.ops.linear import PART_ROWS, rows_to_pack
 from bert_fast.packing import Layout
 
 
@@ -70,6 +72,13 @@ class BertEncoder(nn.Module):
         probabilities: list[Tensor] | None = None,
     ) -> Tensor:
         """``[T, H]`` -> ``[T, H]``; each layer's input and the result are appended to ``hidden_states`` if given."""
+        if probabilities is None and layout.bias is None and self._runs_in_parts(x):
+            return self._in_parts(x, layout, hidden_states)
+        return self._layers(x, layout, hidden_states, probabilities)
+
+    def _layers(
+        self, x: Tensor, layout: Layout, hidden_states: list[Tensor] | None, probabilities: list[Tensor] | None
+    ) -> Tensor:
         recompute = self.gradient_checkpointing and self.training and torch.is_grad_enabled() and probabilities is None
         for layer in self.layer:
             if hidden_states is not None:
@@ -79,3 +88,23 @@ class BertEncoder(nn.Module):
         if hidden_states is not None:
             hidden_states.append(x)
         return x
+
+    def _runs_in_parts(self, x: Tensor) -> bool:
+        """Whether the linear layers run packed on CPU; not under hooks, which expect one call for a batch."""
+        parameter = next(self.parameters(), None)
+        if parameter is None or not packs(parameter, x) or x.shape[0] == 0:
+            return False
+        return not any(m._forward_hooks or m._forward_pre_hooks for m in self.modules())
+
+    def _in_parts(self, x: Tensor, layout: Layout, hidden_states: list[Tensor] | None) -> Tensor:
+        """Some hundred rows after another through all layers: few numbers of rows, and rows that stay in cache."""
+        results, states = [], []
+        for rows, surplus, part in layout.parts(PART_ROWS, rows_to_pack):
+            kept: list[Tensor] | None = None if hidden_states is None else []
+            padded = F.pad(x[rows], (0, 0, 0, surplus)) if surplus else x[rows]
+            count = rows.stop - rows.start
+            results.append(self._layers(padded, part, kept, None)[:count])
+            states.append([state[:count] for state in kept or []])
+        if hidden_states is not None:
+            hidden_states.extend(torch.cat(pieces) for pieces in zip(*states, strict=True))
+        return results[0] if len(results) == 1 else torch.cat(results)

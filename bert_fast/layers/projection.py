@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from bert_fast import backend, derived, ops
 from bert_fast.layers.activations import GELU, activation_function
-from bert_fast.ops.linear import PackedLinear, cpu_linear_plan, pack_linear
+from bert_fast.ops.linear import PackedLinear, cpu_linear_plan, pack_linear, rows_to_pack
 
 
 def project(module: nn.Module, x: Tensor, hidden_act: str | None = None) -> Tensor:
@@ -44,9 +44,17 @@ def project_joined(owner: nn.Module, modules: tuple[nn.Module, ...], x: Tensor) 
 
 def compute_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
     """The dtype in which an encoder of ``dtype`` best runs on ``device`` now; float32 for 16 bits on most CPUs."""
-    if device.type != "cpu" or not derived.allowed() or torch.is_autocast_enabled("cpu"):
-        return dtype
-    return cpu_linear_plan(dtype)[1]
+    return cpu_linear_plan(dtype)[1] if _packing_allowed(device) else dtype
+
+
+def packs(parameter: Tensor, x: Tensor) -> bool:
+    """Whether linear layers with weights like ``parameter`` run packed on rows like ``x`` now."""
+    return _packing_allowed(x.device) and cpu_linear_plan(parameter.dtype) == (True, x.dtype)
+
+
+def _packing_allowed(device: torch.device) -> bool:
+    allowed = device.type == "cpu" and derived.allowed() and not torch.is_autocast_enabled("cpu")
+    return allowed and not backend.has_kernels(device)
 
 
 class _Joined:
@@ -75,17 +83,19 @@ def _autocast(x: Tensor) -> bool:
 
 
 def _packed(owner: nn.Module, modules: tuple[nn.Module, ...], x: Tensor) -> PackedLinear | None:
-    if x.device.type != "cpu" or not derived.allowed() or _autocast(x) or not _same_kind(modules):
+    if not _packing_allowed(x.device) or not _same_kind(modules) or not packs(modules[0].weight, x):
         return None
-    pack, dtype = cpu_linear_plan(modules[0].weight.dtype)
-    if not pack or dtype != x.dtype:
+    if x.shape[0] != rows_to_pack(x.shape[0]):
         return None
-    return derived.derive(owner, ("packed", dtype), _sources(modules), lambda: pack_linear(*_join(modules), dtype))
+    key = ("packed", x.dtype)
+    return derived.derive(owner, key, _sources(modules), lambda: pack_linear(*_join(modules), x.dtype))
 
 
 def _joined(owner: nn.Module, modules: tuple[nn.Module, ...], x: Tensor) -> _Joined | None:
     if not derived.allowed() or _autocast(x) or not _same_kind(modules) or modules[0].weight.dtype != x.dtype:
         return None
+    if packs(modules[0].weight, x):
+        return None  # a third copy of the weights, for the few calls whose rows cannot run packed
     return derived.derive(owner, "joined", _sources(modules), lambda: _Joined(*_join(modules)))
 
 

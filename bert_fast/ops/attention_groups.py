@@ -34,6 +34,11 @@ class AttentionGroups:
     """
 
     def __init__(self, cu_seqlens: Tensor, key_mask: Tensor | None = None) -> None:
+        self._cu_seqlens, self._key_mask = cu_seqlens, key_mask
+        self._made = False
+
+    def _make(self) -> None:
+        cu_seqlens, key_mask = self._cu_seqlens, self._key_mask
         bounds = cu_seqlens.tolist()
         by_length: dict[int, list[tuple[int, int]]] = defaultdict(list)
         for start, end in zip(bounds, bounds[1:], strict=False):
@@ -49,10 +54,16 @@ class AttentionGroups:
                 self._restore[start:end] = torch.arange(first, first + end - start, device=cu_seqlens.device)
             self._groups.append(_group(members, longest, key_mask, cu_seqlens.device))
             offset += len(members) * longest
-        self._in_order = len(self._groups) == 1 and len(by_length) == 1 and offset == bounds[-1]
+        self._in_order = len(self._groups) == 1 and offset == bounds[-1]
+        self._made = True
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float | None, p: float) -> Tensor:
-        """Attention of ``q, k, v [T, N, D]`` within each sequence: ``[T, N, D]``; rows that see no key are 0."""
+        """Attention of ``q, k, v [T, N, D]`` within each sequence: ``[T, N, D]``; rows that see no key are 0.
+
+        Rows beyond the last sequence's end are allowed; what comes back there is without meaning.
+        """
+        if not self._made:
+            self._make()
         outputs = []
         for group in self._groups:
             operands = (group.gather(x) for x in (q, k, v))
@@ -61,12 +72,13 @@ class AttentionGroups:
         if not outputs:
             return q.new_zeros(q.shape)
         joined = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
-        return joined if self._in_order else joined.index_select(0, self._restore)
+        surplus = q.shape[0] - self._restore.shape[0]
+        if self._in_order and not surplus:
+            return joined
+        return joined.index_select(0, F.pad(self._restore, (0, surplus)) if surplus else self._restore)
 
 
-def _group(
-    members: list[tuple[int, int]], longest: int, key_mask: Tensor | None, device: torch.device
-) -> _Group:
+def _group(members: list[tuple[int, int]], longest: int, key_mask: Tensor | None, device: torch.device) -> _Group:
     if len(members) == 1:
         rows = slice(*members[0])
         mask = None if key_mask is None else key_mask[rows][None, None, None]
