@@ -131,11 +131,11 @@ def _speed(encoder: Encoder, theirs: Any, texts: list[str], rounds: int, say: Ca
         PackedBatch.from_sequences([ids[i] for i in order]).to(device)
         for order in token_budget_batches([len(row) for row in ids], encoder.max_tokens)
     ]
-    ways: dict[str, Callable[[], None]] = {
-        "transformers, padded as handed in": lambda: [model(**b) for b in padded] and None,
-        "transformers, sorted by length": lambda: [model(**b) for b in sorted_padded] and None,
-        "bert_fast, padded as handed in": lambda: [encoder.model(**b) for b in padded] and None,
-        "bert_fast, packed": lambda: [encoder.model(b) for b in packed] and None,
+    ways: dict[str, Callable[[], Any]] = {
+        "transformers, padded as handed in": lambda: [model(**b) for b in padded],
+        "transformers, sorted by length": lambda: [model(**b) for b in sorted_padded],
+        "bert_fast, padded as handed in": lambda: [encoder.model(**b) for b in padded],
+        "bert_fast, packed": lambda: [encoder.model(b) for b in packed],
     }
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     started = time.perf_counter()

@@ -131,7 +131,7 @@ class Partial:
 
     def append(self, rows: np.ndarray, cut: int, tokens: int, position: int) -> None:
         """Adds the rows of a window: float32 [B, hidden]. When this returns they survive a power cut."""
-        data = memoryview(np.ascontiguousarray(rows, dtype="<f4")).cast("B")
+        data = np.ascontiguousarray(rows, dtype="<f4").tobytes()
         self._rows.write(data)
         self._rows.flush()
         os.fsync(self._rows.fileno())

@@ -125,8 +125,8 @@ def _from_vocab_txt(path: Path, config: dict[str, Any], do_lower_case: bool | No
 def _add_tokens(backend: tokenizers.Tokenizer, path: Path, config: dict[str, Any]) -> None:
     """Tokens that were added to a `vocab.txt` tokenizer later: `added_tokens_decoder` or `added_tokens.json`."""
     added: dict[int, dict[str, Any]] = {}
-    for token, index in _json(path.with_name("added_tokens.json")).items():
-        added[index] = {"content": token}
+    for content, index in _json(path.with_name("added_tokens.json")).items():
+        added[index] = {"content": content}
     for index, entry in (config.get("added_tokens_decoder") or {}).items():
         added[int(index)] = entry
     for index in sorted(added):

@@ -132,7 +132,9 @@ class Tokenizer:
             raise TokenizerError(f"this tokenizer has no {role} token; it has {self.special_tokens}") from None
 
     def _id(self, role: str) -> int:
-        return self.backend.token_to_id(self._token(role))
+        found = self.backend.token_to_id(self._token(role))
+        assert found is not None  # the constructor checks
+        return found
 
     unk_token = property(lambda self: self._token("unk"))
     sep_token = property(lambda self: self._token("sep"))
@@ -154,16 +156,18 @@ class Tokenizer:
         if isinstance(tokens, str):
             found = self.backend.token_to_id(tokens)
             return self.unk_token_id if found is None else found
-        return [self.convert_tokens_to_ids(token) for token in tokens]  # type: ignore[misc]
+        found_or_none = [self.backend.token_to_id(token) for token in tokens]
+        return [self.unk_token_id if found is None else found for found in found_or_none]
 
     def convert_ids_to_tokens(self, ids: int | Sequence[int]) -> str | list[str]:
         """Tokens of ids; raises TokenizerError for an id outside the vocabulary."""
-        if isinstance(ids, (int, np.integer)):
-            token = self.backend.id_to_token(int(ids)) if ids >= 0 else None
-            if token is None:
-                raise TokenizerError(f"id {int(ids)} is not in the vocabulary of {len(self)}")
-            return token
-        return [self.convert_ids_to_tokens(int(i)) for i in ids]  # type: ignore[misc]
+        return self._token_of(int(ids)) if isinstance(ids, (int, np.integer)) else [self._token_of(int(i)) for i in ids]
+
+    def _token_of(self, index: int) -> str:
+        token = self.backend.id_to_token(index) if index >= 0 else None
+        if token is None:
+            raise TokenizerError(f"id {index} is not in the vocabulary of {len(self)}")
+        return token
 
     def num_special_tokens_to_add(self, pair: bool = False) -> int:
         """How many special tokens a text (or a pair) gets."""
