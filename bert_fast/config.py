@@ -139,8 +139,9 @@ class BertConfig:
         if self.hidden_positions not in (None, *HIDDEN_POSITIONS):
             given = self.hidden_positions
             raise ValueError(f"hidden_positions must be None or one of {HIDDEN_POSITIONS}, not {given!r}")
-        if getattr(self, "position_embedding_type", "absolute") != "absolute":
-            raise ValueError(f"position_embedding_type must be 'absolute', not {self.position_embedding_type!r}")
+        positions = getattr(self, "position_embedding_type", "absolute")
+        if positions != "absolute":
+            raise ValueError(f"position_embedding_type must be 'absolute', not {positions!r}")
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], **overrides: Any) -> "BertConfig":
@@ -185,7 +186,8 @@ class BertConfig:
     def to_json_string(self) -> str:
         """What ``save_pretrained`` writes: keys sorted, and label names only where they were given."""
         values = self.to_dict()
-        if self.num_labels == 2 and self.id2label == {0: "LABEL_0", 1: "LABEL_1"}:
+        default = BertConfig()
+        if (self.id2label, self.label2id) == (default.id2label, default.label2id):
             del values["id2label"], values["label2id"]
         for name in ("output_attentions", "output_hidden_states", "return_dict"):
             if values[name] == _RUN_DEFAULTS[name]:

@@ -37,7 +37,9 @@ class PackedBatch:
 
     @classmethod
     def from_sequences(
-        cls, input_ids: Sequence[Sequence[int]], token_type_ids: Sequence[Sequence[int]] | None = None
+        cls,
+        input_ids: Sequence[Sequence[int] | np.ndarray],
+        token_type_ids: Sequence[Sequence[int] | np.ndarray] | None = None,
     ) -> "PackedBatch":
         """Pack lists (or arrays) of token ids, one per sequence.
 
@@ -81,7 +83,7 @@ def _move(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     return x.to(device=device, non_blocking=non_blocking) if device is not None else x
 
 
-def _concatenate(rows: Sequence[Sequence[int]]) -> Tensor:
+def _concatenate(rows: Sequence[Sequence[int] | np.ndarray]) -> Tensor:
     arrays = [np.asarray(row, dtype=np.int64) for row in rows]
     return torch.from_numpy(np.concatenate(arrays) if arrays else np.empty(0, dtype=np.int64))
 
@@ -98,7 +100,9 @@ _TENSORS = [field.name for field in fields(PackedBatch) if field.name != "max_se
 pytree.register_pytree_node(PackedBatch, _flatten, _unflatten, serialized_type_name="bert_fast.PackedBatch")
 
 
-def token_budget_batches(lengths: Sequence[int], max_tokens: int, max_sequences: int = 0) -> list[np.ndarray]:
+def token_budget_batches(
+    lengths: Sequence[int] | np.ndarray, max_tokens: int, max_sequences: int = 0
+) -> list[np.ndarray]:
     """Cut sequences into batches of similar length: sorted longest first, filled up to a budget of tokens.
 
     Args:

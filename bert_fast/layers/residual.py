@@ -27,5 +27,6 @@ class ResidualOutput(nn.Module):
         if summed is not None:
             return ops.layer_norm(summed, norm.weight, norm.bias, norm.eps)
         y, bias = project_split(self.dense, x)
-        options = {"x_bias": bias, "p": p, "seed": seed, "site": self.dropout_site}
-        return ops.dropout_add_layer_norm(y, residual, norm.weight, norm.bias, norm.eps, **options)
+        return ops.dropout_add_layer_norm(
+            y, residual, norm.weight, norm.bias, norm.eps, x_bias=bias, p=p, seed=seed, site=self.dropout_site
+        )

@@ -1,12 +1,13 @@
 """Every BertFor...: the encoder with a task's head and loss, as Hugging Face defines them."""
 
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bert_fast import ops, reference
+from bert_fast.checkpoints.names import TIED
 from bert_fast.config import BertConfig
 from bert_fast.layers import BertOnlyMLMHead, BertOnlyNSPHead, BertPreTrainingHeads
 from bert_fast.layers.projection import project
@@ -25,12 +26,8 @@ from bert_fast.models.outputs import (
 from bert_fast.packing import PackedBatch
 
 IGNORE_INDEX = -100
-_TIED = {
-    "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
-    "cls.predictions.decoder.bias": "cls.predictions.bias",
-}
 Output = TypeVar("Output", bound=ModelOutput)
-Inputs = Tensor | PackedBatch | None
+Inputs: TypeAlias = Tensor | PackedBatch | None
 
 
 class BertHeadModel(BertPreTrainedModel):
@@ -70,7 +67,7 @@ def _token_loss(logits: Tensor, labels: Tensor | None, rows: EncodedRows) -> Ten
 class BertForPreTraining(BertHeadModel):
     """Masked language modelling and next-sentence prediction together (Devlin et al., 2019)."""
 
-    _tied_weights_keys = _TIED
+    _tied_weights_keys = TIED
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__(config)
@@ -111,7 +108,7 @@ class BertForPreTraining(BertHeadModel):
 class BertForMaskedLM(BertHeadModel):
     """Masked language modelling."""
 
-    _tied_weights_keys = _TIED
+    _tied_weights_keys = TIED
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__(config)

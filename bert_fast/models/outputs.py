@@ -3,7 +3,7 @@
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 from torch.utils import _pytree as pytree
@@ -15,6 +15,8 @@ class ModelOutput(OrderedDict):
     It is made from keywords, or, as code that rebuilds any mapping does (Accelerate, DataParallel's gather), from one
     dictionary or from pairs.
     """
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
 
     def __post_init__(self) -> None:
         first = fields(self)[0].name

@@ -1,7 +1,7 @@
 """attention: bidirectional, within each sequence of a packed batch."""
 
 import math
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from bert_fast.ops.attention_groups import AttentionGroups
 from bert_fast.ops.attention_torch import torch_attention
 from bert_fast.ops.library import below_autograd, compile_errors, define, dtype_reasons
 
-AttentionPlan = AttentionGroups | Tensor | None
+AttentionPlan: TypeAlias = AttentionGroups | Tensor | None
 
 
 def attention_plan(cu_seqlens: Tensor, key_mask: Tensor | None = None) -> AttentionPlan:

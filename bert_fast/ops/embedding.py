@@ -47,18 +47,18 @@ def embedding_layer_norm(
     for code, (values, _) in ids.items():
         if values is not None and values.dtype not in (torch.int64, torch.int32):
             raise TypeError(f"{id_checks.TABLES[code]} must be int32 or int64, not {values.dtype}")
-    if word.device.type == "cpu" and not torch.compiler.is_compiling():
-        for code, (values, table) in ids.items():
-            if values is not None:
-                id_checks.check_ids(id_checks.TABLES[code], values, table.shape[0])
-    elif word.device.type == "cuda" and not torch.compiler.is_compiling():
-        against = _against(word, position, token_type, weight, bias)
-        if backend.runs("embedding_layer_norm", "cuda", word.device, against):
-            tables = (word, position, token_type, weight, bias)
+    if not torch.compiler.is_compiling():
+        tables = (word, position, token_type, weight, bias)
+        if backend.runs("embedding_layer_norm", "cuda", word.device, _against(*tables)):
             return _CudaEmbedding.apply(input_ids, token_type_ids, position_ids, *tables, eps, padding_idx)
-        input_ids, position_ids, token_type_ids = (
-            id_checks.clamp_ids(code, values, table.shape[0]) for code, (values, table) in ids.items()
-        )
+        if word.device.type == "cuda":
+            input_ids, position_ids, token_type_ids = (
+                id_checks.clamp_ids(code, values, table.shape[0]) for code, (values, table) in ids.items()
+            )
+        elif word.device.type == "cpu":
+            for code, (values, table) in ids.items():
+                if values is not None:
+                    id_checks.check_ids(id_checks.TABLES[code], values, table.shape[0])
     return reference.embedding_layer_norm(
         input_ids,
         token_type_ids,

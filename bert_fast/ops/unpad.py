@@ -31,7 +31,8 @@ def unpad(keep: Tensor, visible: Tensor | None = None) -> tuple[Tensor, Tensor, 
         return indices, cu_seqlens, keep.shape[1], visible is not None
     # A tensor inside torch.func has no memory to point to; PyTorch's ops serve it.
     wrapped = torch._C._functorch.is_functorch_wrapped_tensor(keep)
-    if keep.device.type == "cpu" and extension.module() is not None and not wrapped:
+    on_host = keep.device.type == "cpu" and backend.requested() != "reference"
+    if on_host and extension.module() is not None and not wrapped:
         indices, cu_seqlens, total, longest = _unpad_host(keep.contiguous())
         return indices, cu_seqlens, longest, visible is not None and int(visible.sum()) < total
     if backend.runs("unpad", "cuda", keep.device, ("the mask is inside torch.func",) if wrapped else ()):
