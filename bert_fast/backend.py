@@ -8,7 +8,7 @@ import functools
 import importlib.util
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -21,6 +21,12 @@ MINIMUM_CAPABILITY = (8, 0)
 _request = threading.local()
 _decisions: dict[str, tuple[str, dict[str, list[str]]]] = {}
 _broken: dict[str, str] = {}
+
+
+def _constant_while_compiling(function: Callable) -> Callable:
+    """As ``torch.compiler.assume_constant_result``, which would at once import all of torch._dynamo, and Triton."""
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
 
 
 class BackendError(RuntimeError):
@@ -54,7 +60,7 @@ def requested() -> str:
 
 
 # While compiling, the choice is made once, when the graph is traced.
-@torch.compiler.assume_constant_result
+@_constant_while_compiling
 def runs(op: str, kernel: str, device: torch.device, against: tuple[str, ...] = ()) -> bool:
     """Whether ``op`` runs on its ``kernel`` now; if not, PyTorch's ops do it.
 
@@ -78,7 +84,7 @@ def runs(op: str, kernel: str, device: torch.device, against: tuple[str, ...] = 
     return chosen == kernel
 
 
-@torch.compiler.assume_constant_result
+@_constant_while_compiling
 def has_kernels(device: torch.device) -> bool:
     """Whether Triton kernels run on ``device`` now, in general: what decides how layers hand their work to ops."""
     return requested() != "reference" and not reasons_against("triton", device)
