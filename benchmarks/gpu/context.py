@@ -1,0 +1,89 @@
+"""Where a worker measures and how large: a GPU with the design's sizes, or a rehearsal on the CPU with tiny ones."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+import bert_fast
+from benchmarks.gpu.plan import Options
+from benchmarks.gpu.timing import CpuClock, CudaClock
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of the kernels' benchmarks: tokens when timed and when checked, BERT-base's widths, rows of the loss."""
+
+    tokens: int = 65536
+    checked: int = 4096
+    hidden: int = 768
+    intermediate: int = 3072
+    heads: int = 12
+    vocabulary: int = 30522
+    positions: int = 512
+    loss_rows: int = 9830
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden // self.heads
+
+
+QUICK = Sizes(tokens=16384, loss_rows=2458)
+TINY = Sizes(tokens=48, checked=48, hidden=32, intermediate=64, heads=2, vocabulary=97, positions=512, loss_rows=12)
+
+
+class Context:
+    """One worker's device, dtype, sizes and clock."""
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self.rehearse = options.rehearse
+        if not self.rehearse and not torch.cuda.is_available():
+            raise RuntimeError("no CUDA GPU is available here; --rehearse runs everything small on the CPU")
+        self.device = torch.device("cpu" if self.rehearse else "cuda")
+        # The interpreter's bfloat16 is wrong.
+        self.dtype = torch.float32 if self.rehearse else getattr(torch, options.dtype)
+        self.sizes = TINY if self.rehearse else QUICK if options.quick else Sizes()
+        self.clock: CpuClock | CudaClock = CpuClock() if self.rehearse else CudaClock()
+
+    def generator(self, seed: int) -> torch.Generator:
+        """A fresh generator on the device."""
+        return torch.Generator(self.device).manual_seed(seed)
+
+    @contextmanager
+    def ours(self) -> Iterator[None]:
+        """Within it bert_fast runs as it does for a user; in a rehearsal, its kernels in Triton's interpreter."""
+        with bert_fast.use_backend("triton" if self.rehearse else "auto"):
+            yield
+
+    def compiled(self, function: Callable) -> Callable:
+        """``torch.compile(function)``; in a rehearsal without code generation, which needs a C++ compiler and time."""
+        config = getattr(torch._functorch, "config", None)
+        if hasattr(config, "donated_buffer"):
+            config.donated_buffer = False  # a backward that is timed runs many times over one forward
+        return torch.compile(function, backend="aot_eager" if self.rehearse else "inductor", dynamic=False)
+
+    def forget_compiled(self) -> None:
+        """So that no item meets the recompile limit on account of those before it."""
+        torch.compiler.reset()
+
+    def peak_memory(self, run: Callable[[], object]) -> int | None:
+        """Bytes that ``run`` holds at most beyond what was there before; None on the CPU."""
+        if self.device.type != "cuda":
+            return None
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+
+
+@functools.cache
+def context(options: Options) -> Context:
+    """The context of these options; one for all items of a worker, so that the clock's buffers are made once."""
+    return Context(options)

@@ -1,0 +1,89 @@
+"""A pytest plugin that writes every test's outcome to a file as it happens, so that a killed run loses nothing.
+
+Loaded with ``-p benchmarks.gpu.pytest_record``; the file is named by ``BERT_FAST_TEST_RECORD``. Tests already in it are
+not run again: after a test has taken the GPU with it, the session ends and another one goes on behind that test.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+LOST = 17  # exit status: this process has lost the GPU
+_LONGEST = 20_000  # characters of a failure's text
+
+
+def _file() -> Path:
+    return Path(os.environ["BERT_FAST_TEST_RECORD"])
+
+
+def recorded() -> list[dict]:
+    """What is in the file; a line cut off by a kill is left out."""
+    found = []
+    for line in _file().read_text(encoding="utf-8").splitlines() if _file().exists() else []:
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            continue
+    return found
+
+
+def _is_worker(config: pytest.Config) -> bool:
+    return hasattr(config, "workerinput")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what a session before this one has settled."""
+    done = {row["test"] for row in recorded() if row["test"]}
+    left_out = [item for item in items if item.nodeid in done]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item.nodeid not in done]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Before each test: if the one before took the GPU with it, end this process rather than fail all that follow."""
+    if _gpu_lost():
+        if _is_worker(item.config):
+            os._exit(LOST)  # xdist starts another worker
+        pytest.exit("the GPU no longer answers this process", returncode=LOST)
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """One line a test: its call, or whatever stopped it before or after."""
+    if "PYTEST_XDIST_WORKER" in os.environ or (report.when != "call" and report.passed):
+        return
+    row = {"test": report.nodeid, "outcome": report.outcome, "seconds": round(report.duration, 3)}
+    if report.failed:
+        row["text"] = report.longreprtext[-_LONGEST:]
+    elif report.skipped:
+        reason = report.longrepr
+        row["text"] = str(reason[2] if isinstance(reason, tuple) else reason)
+    _append(row)
+
+
+def pytest_collectreport(report: pytest.CollectReport) -> None:
+    """A file that cannot be collected is a failure, too."""
+    if report.failed and "PYTEST_XDIST_WORKER" not in os.environ:
+        _append({"test": report.nodeid, "outcome": "failed", "seconds": 0.0, "text": report.longreprtext[-_LONGEST:]})
+
+
+def _append(row: dict) -> None:
+    with _file().open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def _gpu_lost() -> bool:
+    import torch
+
+    if not torch.cuda.is_available() or not torch.cuda.is_initialized():
+        return False
+    try:
+        torch.cuda.synchronize()
+    except Exception:  # noqa: BLE001 - any failure means the same
+        return True
+    return False

@@ -1,0 +1,123 @@
+"""Gathers, scans and the loss: embeddings with LayerNorm, mask to indices, cross-entropy over a vocabulary."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks.gpu.context import Context
+from benchmarks.gpu.specs import Cost, Provider, Spec, Tensors, missing
+from bert_fast import ops, reference
+
+EPS = 1e-12
+_TABLES = ("word", "position", "token_type")
+
+
+def embedding_layer_norm(context: Context, p: float) -> Spec:
+    def make(context: Context, tokens: int, seed: int) -> Tensors:
+        sizes, generator = context.sizes, context.generator(seed)
+
+        def randn(*shape: int) -> Tensor:
+            return torch.randn(shape, generator=generator, device=context.device).to(context.dtype)
+
+        def ids(rows: int) -> Tensor:
+            return torch.randint(rows, (tokens,), generator=generator, device=context.device)
+
+        return {
+            "input_ids": ids(sizes.vocabulary), "token_type_ids": ids(2),
+            "position_ids": torch.arange(tokens, device=context.device) % min(128, sizes.positions),
+            "word": randn(sizes.vocabulary, sizes.hidden), "position": randn(sizes.positions, sizes.hidden),
+            "token_type": randn(2, sizes.hidden), "weight": 1 + 0.2 * randn(sizes.hidden), "bias": randn(sizes.hidden),
+        }  # fmt: skip
+
+    def arguments(t: Tensors) -> tuple:
+        ids = (t["input_ids"], t["token_type_ids"], t["position_ids"])
+        return *ids, *(t[name] for name in _TABLES), t["weight"], t["bias"], EPS
+
+    def ours(t: Tensors, p: float) -> Tensor:
+        with context.ours():
+            return ops.embedding_layer_norm(*arguments(t))
+
+    def eager(t: Tensors, p: float) -> Tensor:
+        summed = F.embedding(t["input_ids"], t["word"]) + F.embedding(t["token_type_ids"], t["token_type"])
+        summed = summed + F.embedding(t["position_ids"], t["position"])
+        return F.layer_norm(summed, t["weight"].shape, t["weight"], t["bias"], EPS)
+
+    def costs(t: Tensors) -> dict[str, Cost]:
+        rows = len(t["input_ids"]) * t["word"].shape[1] * t["word"].element_size()
+        ids = 3 * 8 * len(t["input_ids"])
+        tables = sum(t[name].numel() * t[name].element_size() for name in _TABLES)
+        return {"forward": Cost(2 * rows + ids), "backward": Cost(2 * rows + tables + ids)}
+
+    compiled = context.compiled(eager)
+    providers = (Provider("bert_fast", ours), Provider("eager", eager), Provider("torch.compile", compiled))
+    def truth(t: Tensors, p: float) -> Tensor:
+        return reference.embedding_layer_norm(*arguments(t))
+
+    return Spec("embedding_layer_norm", make, truth, providers, costs, (*_TABLES, "weight", "bias"))
+
+
+def cross_entropy(context: Context, p: float) -> Spec:
+    def make(context: Context, tokens: int, seed: int) -> Tensors:
+        sizes, generator = context.sizes, context.generator(seed)
+        rows = sizes.loss_rows if tokens == sizes.tokens else min(512, sizes.loss_rows)
+        logits = torch.randn(rows, sizes.vocabulary, generator=generator, device=context.device).to(context.dtype)
+        labels = torch.randint(sizes.vocabulary, (rows,), generator=generator, device=context.device)
+        labels[::5] = -100
+        return {"logits": logits, "labels": labels}
+
+    def ours(t: Tensors, p: float) -> Tensor:
+        with context.ours():
+            return ops.cross_entropy(t["logits"], t["labels"])
+
+    def eager(t: Tensors, p: float) -> Tensor:
+        return F.cross_entropy(t["logits"], t["labels"])
+
+    def liger(t: Tensors, p: float) -> Tensor:
+        from liger_kernel.transformers.functional import liger_cross_entropy
+
+        return liger_cross_entropy(t["logits"], t["labels"])
+
+    def costs(t: Tensors) -> dict[str, Cost]:
+        # The logits read once and their gradient written once, in their place if it can be.
+        return {"step": Cost(2 * t["logits"].numel() * t["logits"].element_size())}
+
+    providers = (
+        Provider("bert_fast", ours),
+        Provider("eager", eager),
+        Provider("torch.compile", context.compiled(eager)),
+        Provider("liger", liger, missing=missing("liger_kernel")),
+    )
+    return Spec("cross_entropy", make, eager, providers, costs, ("logits",))
+
+
+def unpad(context: Context, p: float) -> Spec:
+    """Mask to indices; the one op that waits for the GPU, so its time is a latency."""
+    length = 16 if context.rehearse else 128
+
+    def make(context: Context, tokens: int, seed: int) -> Tensors:
+        batch = max(1, tokens // length)
+        lengths = torch.randint(1, length + 1, (batch, 1), generator=context.generator(seed), device=context.device)
+        return {"mask": torch.arange(length, device=context.device) < lengths}
+
+    def ours(t: Tensors, p: float) -> Tensor:
+        with context.ours():
+            return ops.unpad(t["mask"])[0]
+
+    def eager(t: Tensors, p: float) -> Tensor:
+        mask = t["mask"]
+        lengths = mask.sum(1)
+        cu_seqlens = F.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0))
+        return torch.nonzero(mask.flatten()).squeeze(1)[: int(cu_seqlens[-1])]
+
+    def truth(t: Tensors, p: float) -> Tensor:
+        return torch.nonzero(t["mask"].flatten()).squeeze(1)
+
+    def costs(t: Tensors) -> dict[str, Cost]:
+        return {"forward": Cost(t["mask"].numel() + 8 * int(t["mask"].sum()))}
+
+    return Spec("unpad", make, truth, (Provider("bert_fast", ours), Provider("eager", eager)), costs, exact=True)
+
+
+SPECS = {"embedding_layer_norm": embedding_layer_norm, "cross_entropy": cross_entropy, "unpad": unpad}
