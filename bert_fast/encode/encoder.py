@@ -27,11 +27,6 @@ _SLICE_CHARACTERS = 1 << 20
 _WINDOW_BATCHES = 16
 _WINDOW_TEXTS = 1 << 14
 
-# oneDNN compiles a product anew, and keeps it, for every number of rows it meets: about 3 ms and 0.6 MiB per linear
-# layer's shape, without end in view where every batch has another number of tokens. On a CPU batches are filled up.
-_CPU_MULTIPLE = 256
-_FILLER = 16  # tokens in a filling sequence: less than any model has positions for
-
 
 @dataclass(frozen=True)
 class Window:
@@ -41,18 +36,11 @@ class Window:
     lengths: np.ndarray
     cut: int
 
-    def batches(self, max_tokens: int, multiple: int = 1) -> Iterator[tuple[np.ndarray, PackedBatch]]:
-        """(indices of the texts in this window, their packed batch), longest texts first.
-
-        multiple: short sequences of token 0, after the texts, bring a batch to a multiple of so many tokens, or to
-            max_tokens if that is less.
-        """
+    def batches(self, max_tokens: int) -> Iterator[tuple[np.ndarray, PackedBatch]]:
+        """(indices of the texts in this window, their packed batch), longest texts first."""
         starts = np.cumsum(self.lengths) - self.lengths
         for order in token_budget_batches(self.lengths, max_tokens):
             rows = [self.ids[starts[i] : starts[i] + self.lengths[i]] for i in order]
-            tokens = int(self.lengths[order].sum())
-            wanted = min(-(-tokens // multiple) * multiple, max(max_tokens, tokens))
-            rows += [np.zeros(min(_FILLER, wanted - at), dtype=np.int32) for at in range(tokens, wanted, _FILLER)]
             yield order, PackedBatch.from_sequences(rows)
 
 
@@ -171,15 +159,14 @@ class Encoder:
     def embed(self, window: Window) -> np.ndarray:
         """Embeds a window: float32 [B, hidden], in the order of its texts."""
         out = torch.empty(len(window.lengths), self.hidden_size, device=self.device)
-        multiple = _CPU_MULTIPLE if self.device.type == "cpu" else 1
-        for indices, batch in window.batches(self.max_tokens, multiple):
+        for indices, batch in window.batches(self.max_tokens):
             order = torch.from_numpy(indices)
             if self.device.type == "cuda":
                 batch, order = batch.pin_memory().to(self.device, non_blocking=True), order.to(self.device)
             elif self.device.type != "cpu":
                 batch, order = batch.to(self.device), order.to(self.device)
             hidden = self.model(batch).last_hidden_state
-            out[order] = pool(hidden, batch.cu_seqlens, self.pooling, self.normalize)[: len(indices)].float()
+            out[order] = pool(hidden, batch.cu_seqlens, self.pooling, self.normalize).float()
         return out.cpu().numpy()
 
     def describe(self) -> dict[str, Any]:

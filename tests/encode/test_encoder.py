@@ -111,20 +111,6 @@ def test_batches_keep_the_budget_and_hold_every_text_once(folder):
     assert list(Window(np.zeros(0, np.int32), np.zeros(0, np.int64), 0).batches(5)) == []
 
 
-def test_filled_batches_hold_the_same_texts_and_few_numbers_of_tokens(folder):
-    encoder = Encoder(folder)
-    (window,) = encoder.windows(tiny.make_texts(1000))
-    sizes = set()
-    for (order, plain), (again, filled) in zip(window.batches(777), window.batches(777, 256), strict=True):
-        tokens = len(plain.input_ids)
-        assert np.array_equal(order, again)
-        assert torch.equal(filled.input_ids[:tokens], plain.input_ids) and not filled.input_ids[tokens:].any()
-        assert torch.equal(filled.cu_seqlens[: plain.batch_size + 1], plain.cu_seqlens)
-        assert filled.max_seqlen == max(plain.max_seqlen, min(16, len(filled.input_ids) - tokens))
-        sizes.add(len(filled.input_ids))
-    assert sizes <= {256, 512, 768, 777} and len(sizes) > 1
-
-
 def test_the_folders_recipe_is_followed(folder, tmp_path):
     own = tiny.write_model(tmp_path / "model")
     tiny.write_recipe(own, "cls", True, max_seq_length=6, do_lower_case=True)
