@@ -179,7 +179,7 @@ class Encoder:
             "prompt": self.prompt,
             "lower_case": self.recipe.lower_case,
             "dtype": str(self.dtype).removeprefix("torch."),
-            "device": self.device.type,
+            "device": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type,
         }
 
 

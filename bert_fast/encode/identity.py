@@ -56,7 +56,7 @@ def model_identity(folder: Path) -> dict[str, str]:
 
 
 def software() -> dict[str, str | None]:
-    """Versions on which the last bits of the numbers depend, and the GPU or CPU they are computed on."""
+    """Versions on which the last bits of the numbers depend, and the instructions PyTorch uses of this CPU."""
     try:
         version = importlib.metadata.version("bert-fast")
     except importlib.metadata.PackageNotFoundError:
