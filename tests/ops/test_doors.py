@@ -1,0 +1,207 @@
+"""The ops in front of the Triton kernels: schema, fake, gradient and compilation, and whole models through them.
+
+On a CUDA machine the kernels run for real; elsewhere in Triton's interpreter, on CPU tensors. The kernels' own numbers
+are judged in tests/kernels.
+"""
+
+import pytest
+import torch
+from kernel_oracle import DEVICE, DTYPES, randn, seed_tensor
+from numerics import assert_close_to_truth
+from twins import S, batch, double, labels_of, ours, padding, shaped, twins
+
+pytest.importorskip("triton", reason="kernels are written in Triton, which is not installed")
+from bert_fast import backend, ops, reference, use_backend  # noqa: E402
+
+EPS = 1e-12
+T, H = 21, 48
+LENGTHS = [5, 9, 0, 1, 6]
+QKV = (T, 3, 16)
+
+
+@pytest.fixture(autouse=True)
+def _kernels():
+    torch._dynamo.reset()
+    with use_backend("triton"):
+        yield
+
+
+def bounds():
+    return torch.tensor([0, *LENGTHS], device=DEVICE).cumsum(0).to(torch.int32)
+
+
+DROPOUT = {"p": 0.3, "site": 3}
+
+
+def cases(dtype):
+    """op -> (function, reference, tensors that get gradients, other arguments); dropout on where there is one."""
+    seed = {**DROPOUT, "seed": seed_tensor()}
+    rows, vector = (lambda: randn(T, H, dtype=dtype)), (lambda: randn(H, dtype=dtype))
+    attention = [randn(*QKV, dtype=dtype) for _ in range(3)]
+    bias = randn(len(LENGTHS), 1, 9, 9, dtype=dtype)
+    key_mask = torch.rand(T, device=DEVICE) < 0.7
+
+    def layer_norm(module):
+        return lambda x, w, b: module.layer_norm(x, w, b, EPS)
+
+    def add_norm(module, **options):
+        return lambda x, r, w, b, c: module.dropout_add_layer_norm(x, r, w, b, EPS, x_bias=c, **options)
+
+    def attend(module, **options):
+        return lambda q, k, v: module.attention(q, k, v, bounds(), 9, **options)
+
+    def attend_bias(module, **options):
+        return lambda q, k, v, bias: module.attention(q, k, v, bounds(), 9, bias=bias, **options)
+
+    def softmax(module, **options):
+        return lambda scores: module.scaled_masked_softmax(scores, None, 0.5, **options)
+
+    return {
+        "layer_norm": (layer_norm, {}, [rows(), vector(), vector()]),
+        "dropout_add_layer_norm": (add_norm, {}, [rows(), rows(), vector(), vector(), vector()]),
+        "dropout_add_layer_norm_dropping": (add_norm, seed, [rows(), rows(), vector(), vector(), vector()]),
+        "bias_gelu": (lambda m: m.bias_gelu, {}, [rows(), vector()]),
+        "gelu_layer_norm": (
+            lambda m: (
+                lambda x, w, b, c: (
+                    ops.gelu_layer_norm(x, w, b, EPS, x_bias=c) if m is ops else m.gelu_layer_norm(x, c, w, b, EPS)
+                )
+            ),
+            {},
+            [rows(), vector(), vector(), vector()],
+        ),
+        "attention": (attend, {}, attention),
+        "attention_masked": (attend, {"key_mask": key_mask}, attention),
+        "attention_dropping": (attend, seed, attention),
+        "attention_biased": (attend_bias, {}, [*attention, bias]),
+        "scaled_masked_softmax": (softmax, {}, [randn(2, 3, 5, 7, dtype=dtype)]),
+        "scaled_masked_softmax_dropping": (softmax, seed, [randn(2, 3, 5, 7, dtype=dtype)]),
+    }
+
+
+CASES = list(cases(torch.float32))
+
+
+def run(function, tensors, dtype=None):
+    leaves = [t.detach().to(dtype or t.dtype).requires_grad_() for t in tensors]
+    out = function(*leaves)
+    upstream = torch.randn(out.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    return [out.detach(), *torch.autograd.grad(out, leaves, upstream.to(out))]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", CASES)
+def test_the_kernel_runs_behind_its_door_and_holds_the_contract(case, dtype):
+    make, options, tensors = cases(dtype)[case]
+    got = run(make(ops, **options), tensors)
+    name = next(n for n in backend.decisions() if case.startswith(n))
+    assert backend.decisions()[name] == ("triton", {})
+    eager, truth = (run(make(reference, **options), tensors, kind) for kind in (None, torch.float64))
+    for index, values in enumerate(zip(got, eager, truth, strict=True)):
+        assert_close_to_truth(*values, dtype, H, f"{case}, result {index}")
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_compiled_fullgraph_it_gives_the_same_numbers(case):
+    make, options, tensors = cases(torch.float32)[case]
+    want = run(make(ops, **options), tensors)
+    got = run(torch.compile(make(ops, **options), backend="aot_eager", fullgraph=True), tensors)
+    for left, right in zip(got, want, strict=True):
+        assert torch.allclose(left, right, rtol=0, atol=1e-6)
+
+
+def test_opcheck():
+    """Every op that a gradient-taking call reaches, with the very arguments it was called with."""
+    calls = {}
+
+    class Record(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func.namespace == "bert_fast":
+                calls.setdefault((func, tuple(type(a) for a in args)), args)
+            return func(*args, **(kwargs or {}))
+
+    for make, options, tensors in cases(torch.float32).values():
+        with Record():
+            run(make(ops, **options), tensors)
+    names = {func.name() for func, _ in calls}
+    assert {"bert_fast::attention", "bert_fast::attention_backward", "bert_fast::dropout_add_layer_norm"} <= names
+    for (func, _), args in calls.items():
+        args = [a.detach() if isinstance(a, torch.Tensor) else a for a in args]
+        torch.library.opcheck(func, args, test_utils=("test_schema", "test_faketensor"))
+        if not func.name().endswith("backward"):
+            leaves = [
+                a.clone().requires_grad_() if isinstance(a, torch.Tensor) and a.is_floating_point() else a for a in args
+            ]
+            torch.library.opcheck(func, leaves, test_utils="test_autograd_registration")
+
+
+# Whole models
+
+
+@pytest.mark.parametrize("padded", ["right", "left", "holes"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", ["BertForPreTraining", "BertForQuestionAnswering"])
+def test_a_model_on_the_kernels_holds_the_contract_with_gradients(name, dtype, padded):
+    mine, theirs = (m.to(DEVICE) for m in twins(name, dtype=dtype, train=True, hidden_size=32, num_hidden_layers=1))
+    arguments = shaped(name, {**batch(padding(padded)), **labels_of(name)})
+    arguments = {k: v.to(DEVICE) for k, v in arguments.items()}
+    losses = []
+    for model in (mine, theirs, exact := double(theirs)):
+        with use_backend("triton" if model is mine else "auto"):
+            loss = model(**arguments).loss
+            loss.backward()
+        losses.append(loss.detach())
+    assert backend.decisions()["attention"][0] == "triton"
+    assert_close_to_truth(*losses, dtype, S, "loss")
+    parameters = zip(mine.named_parameters(), theirs.parameters(), exact.parameters(), strict=True)
+    for (key, got), eager, truth in parameters:
+        if truth.grad is not None and not key.endswith("key.bias"):
+            assert_close_to_truth(got.grad, eager.grad, truth.grad, dtype, 6 * S, f"gradient of {key}")
+
+
+def test_a_model_with_dropout_on_the_kernels_follows_the_seed_and_recomputes_the_same_masks():
+    changes = {
+        "hidden_dropout_prob": 0.2,
+        "attention_probs_dropout_prob": 0.2,
+        "hidden_size": 32,
+        "num_hidden_layers": 1,
+    }
+    model = ours(**changes).to(DEVICE).train()
+    arguments = {k: v.to(DEVICE) for k, v in batch(padding("holes")).items()}
+    results = []
+    for seed, checkpointing in ((1, False), (1, True), (2, False)):
+        model.gradient_checkpointing_disable()
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+        torch.manual_seed(seed)
+        model.zero_grad()
+        output = model(**arguments)[0]
+        output.square().sum().backward()
+        results.append([output.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)])
+    for plain, recomputed in zip(*results[:2], strict=True):
+        assert torch.equal(plain, recomputed)
+    assert not torch.allclose(results[0][0], results[2][0], atol=1e-2)
+    differ = (
+        results[0][0][arguments["attention_mask"].bool()]
+        != ours(**changes).to(DEVICE)(**arguments)[0][arguments["attention_mask"].bool()]
+    )
+    assert differ.any()
+
+
+@pytest.mark.parametrize("kind", ["padded", "packed"])
+def test_a_compiled_model_on_the_kernels(kind):
+    from bert_fast import PackedBatch
+
+    model = ours(num_hidden_layers=1, hidden_size=32).to(DEVICE).train()
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    arguments = [batch()["input_ids"].to(DEVICE), padding("right").to(DEVICE)]
+    if kind == "packed":
+        arguments = [PackedBatch.from_sequences([[1, 2, 3], [4], [5, 6]]).to(DEVICE)]
+    results = []
+    for function in (compiled, model):
+        model.zero_grad()
+        output = function(*arguments)
+        (output[0].square().sum() + output[1].sum()).backward()
+        results.append([output[0].detach(), *(p.grad.clone() for p in model.parameters())])
+    for got, want in zip(*results, strict=True):
+        assert torch.allclose(got, want, rtol=1e-4, atol=1e-4)
