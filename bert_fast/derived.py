@@ -64,6 +64,8 @@ def allowed() -> bool:
         or torch._C._functorch.peek_interpreter_stack() is not None
         or forward_ad._current_level >= 0
         or _module_hooks._has_any_global_hook()
+        # A graph would keep the address of what can be dropped, and what a capture makes is not there until replay.
+        or (torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing())
     )
 
 

@@ -19,7 +19,7 @@ _SHAPES = {
     "large": {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096},
 }
 _TINY = {
-    "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64,
+    "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64,
     "vocab_size": 97, "max_position_embeddings": 64,
 }  # fmt: skip
 # Operations a token, forward: the matrix products of the encoder, and attention's by sequence length.

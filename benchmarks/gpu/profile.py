@@ -12,7 +12,6 @@ from benchmarks.gpu import model_setup as setup
 from benchmarks.gpu.context import Context
 from benchmarks.gpu.specs_attention import squad_lengths
 
-_PASSES = 3
 _SHOWN = 20
 
 
@@ -34,16 +33,17 @@ def _passes(here: Context, name: str, size: str, lengths: list[int], train: bool
             if train:
                 out.float().square().mean().backward()
 
-    for _ in range(1 if here.rehearse else 3):
+    passes = 1 if here.rehearse else 3
+    for _ in range(passes):
         run()
-    yield {"model": name} | _profiled(here, run)
+    yield {"model": name} | _profiled(here, run, passes)
 
 
-def _profiled(here: Context, run: Callable[[], None]) -> dict[str, Any]:
+def _profiled(here: Context, run: Callable[[], None], passes: int) -> dict[str, Any]:
     on_gpu = here.device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
     with torch.profiler.profile(activities=activities) as profiler:
-        for _ in range(_PASSES):
+        for _ in range(passes):
             run()
         if on_gpu:
             torch.cuda.synchronize()
@@ -58,8 +58,8 @@ def _profiled(here: Context, run: Callable[[], None]) -> dict[str, Any]:
     ranked = sorted(found.items(), key=lambda item: -item[1][1])
     total = sum(time for _, time in found.values())
     shown = [
-        {"name": name[:120], "launches": count / _PASSES, "us": time / _PASSES, "share": time / total if total else 0}
+        {"name": name[:120], "launches": count / passes, "us": time / passes, "share": time / total if total else 0}
         for name, (count, time) in ranked[:_SHOWN]
     ]
     launches = sum(count for count, _ in found.values())
-    return {"launches": launches / _PASSES, "us": total / _PASSES, "kernels": shown}
+    return {"launches": launches / passes, "us": total / passes, "kernels": shown}

@@ -26,6 +26,7 @@ class Report:
 
     def __init__(self, folder: Path, options: Options, sections: list[Section]) -> None:
         self.path = folder / "gpu_check.json"
+        self.rehearsal = options.rehearse
         self.items: dict[str, dict[str, Any]] = {
             item.label: {"status": "not run", "rows": []} for section in sections for item in section.items
         }

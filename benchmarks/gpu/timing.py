@@ -46,12 +46,9 @@ class CpuClock:
 
     def steady(self, run: Run, seconds: float = 0.0) -> Timing:
         """As :meth:`CudaClock.steady`."""
-        samples = []
-        for _ in range(2):
-            began = time.perf_counter()
-            run()
-            samples.append(time.perf_counter() - began)
-        return Timing.of(samples)
+        began = time.perf_counter()
+        run()
+        return Timing.of([time.perf_counter() - began])
 
     latency = steady
 

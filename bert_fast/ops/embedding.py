@@ -40,6 +40,7 @@ def embedding_layer_norm(
 
     Raises:
         TypeError: ids that are neither int64 nor int32.
+        ValueError: ids on another device than the tables, or of different lengths.
         IndexError: an id outside its table, on CPU at once. On a GPU the id is clamped, a flag is set on the device,
             and the next call of :func:`bert_fast.ops.unpad`, where the host waits anyway, raises.
     """
@@ -47,6 +48,12 @@ def embedding_layer_norm(
     for code, (values, _) in ids.items():
         if values is not None and values.dtype not in (torch.int64, torch.int32):
             raise TypeError(f"{id_checks.TABLES[code]} must be int32 or int64, not {values.dtype}")
+        # A kernel would read through a wrong device's pointer or past a shorter tensor, and take the process with it.
+        if values is not None and values.device != word.device:
+            raise ValueError(f"{id_checks.TABLES[code]} are on {values.device}, but the model is on {word.device}")
+        if values is not None and not torch.compiler.is_compiling() and values.shape != input_ids.shape:
+            name, shapes = id_checks.TABLES[code], (list(values.shape), list(input_ids.shape))
+            raise ValueError(f"{name} must have the shape of input_ids: {shapes[0]} is not {shapes[1]}")
     if not torch.compiler.is_compiling():
         tables = (word, position, token_type, weight, bias)
         if backend.runs("embedding_layer_norm", "cuda", word.device, _against(*tables)):
@@ -100,8 +107,8 @@ class _CudaEmbedding(torch.autograd.Function):
         padding_idx: int | None,
     ) -> Tensor:
         tokens, hidden = input_ids.numel(), word.shape[1]
-        input_ids, position_ids = input_ids.contiguous(), position_ids.contiguous()
-        token_type_ids = None if token_type_ids is None else token_type_ids.contiguous()
+        input_ids, position_ids = input_ids.long().contiguous(), position_ids.long().contiguous()
+        token_type_ids = None if token_type_ids is None else token_type_ids.long().contiguous()
         out = torch.empty(tokens, hidden, dtype=word.dtype, device=word.device)
         mean, rstd = torch.empty(2, tokens, dtype=torch.float32, device=word.device)
         extension.module().embedding_layer_norm_cuda(
