@@ -10,7 +10,9 @@ LIBRARY = torch.library.Library("bert_fast", "FRAGMENT")
 KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
-def define(schema: str, implementation: Callable, fake: Callable, gradient: type[torch.autograd.Function] | None = None) -> Callable:
+def define(
+    schema: str, implementation: Callable, fake: Callable, gradient: type[torch.autograd.Function] | None = None
+) -> Callable:
     """Register ``bert_fast::<name>`` and return it as a callable.
 
     Args:
