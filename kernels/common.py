@@ -162,9 +162,8 @@ def row_plan(hidden: int, itemsize: int, values: int, num_warps: int = 4) -> Row
         for cols in (widest >> i for i in range(6))
         if vector >= 4 and 8 * vector <= cols <= 512 * vector and cdiv(hidden, cols) * vector <= values
     ]
-    # where nothing fits: 16 warps for a row, and as many values as it takes
-    vector = 16 // itemsize
-    cols, vector = min(cuts, key=cost) if cuts else (min(widest, 512 * vector), vector)
+    # where nothing fits: 16 warps for a row, as many values as it takes, and narrow vectors to need few at a time
+    cols, vector = min(cuts, key=cost) if cuts else (min(widest, 2048), 4)
     num_warps = max(num_warps, cols // (32 * vector))
     return RowPlan(cols, cdiv(hidden, cols), max(1, num_warps * 32 * vector // cols), vector, num_warps)
 

@@ -196,7 +196,10 @@ def _backward_kernel(
     for chunk in tl.static_range(CHUNKS):
         inside = chunk * COLS + cols < H
         zero = tl.zeros([ROWS, COLS], tl.float32)
-        weights = weights + (tl.load(weight + chunk * COLS + cols, inside, 0.0),)
+        if STAGES > 1:
+            # a pipelined loop would stage these through shared memory each time; without stages, reading them again
+            # (from L1) frees the registers that the widest rows lack
+            weights = weights + (tl.load(weight + chunk * COLS + cols, inside, 0.0),)
         if x_bias is not None:
             biases = biases + (tl.load(x_bias + chunk * COLS + cols, inside, 0.0),)
         dweight = dweight + (zero,)
@@ -227,7 +230,11 @@ def _backward_kernel(
                 value, slope = gelu_and_grad(value, APPROXIMATE, x.dtype.element_ty != tl.float32)
                 slopes = slopes + (slope,)
             xhat = (value - row_mean) * row_rstd
-            wgrad = grad * weights[chunk].to(tl.float32)
+            if STAGES > 1:
+                w = weights[chunk]
+            else:
+                w = tl.load(weight + col, col < H, 0.0)
+            wgrad = grad * w.to(tl.float32)
             dweight_next = dweight_next + (dweight[chunk] + grad * xhat,)
             dbias_next = dbias_next + (dbias[chunk] + grad,)
             xhats = xhats + (xhat,)
