@@ -84,8 +84,7 @@ OPTIONS = {
 
 
 @pytest.mark.parametrize("case", [*OPTIONS, "4d_mask", "inputs_embeds"])
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
-def test_fullgraph_of_every_option(backend, case):
+def test_fullgraph_of_every_option(case):
     model = ours(num_hidden_layers=1)
     arguments = {**batch(), **OPTIONS.get(case, {})}
     if isinstance(arguments.get("attention_mask"), str):
@@ -94,7 +93,7 @@ def test_fullgraph_of_every_option(backend, case):
         arguments["attention_mask"] = (torch.rand(B, 1, S, S) < 0.5) | torch.eye(S, dtype=torch.bool)
     if case == "inputs_embeds":
         arguments = {"inputs_embeds": torch.randn(B, S, TINY["hidden_size"]), "attention_mask": padding("left")}
-    compiled = torch.compile(model, backend=backend, fullgraph=True)
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     with torch.no_grad():
         got, want = compiled(**arguments), model(**arguments)
     for left, right in zip(torch.utils._pytree.tree_leaves(got), torch.utils._pytree.tree_leaves(want), strict=True):

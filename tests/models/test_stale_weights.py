@@ -16,6 +16,7 @@ from torch.nn.utils import prune
 from twins import TINY, batch, config, ours, padding, randomize
 
 import bert_fast
+from bert_fast import extension
 
 SETTINGS = ["onednn", "torch"]
 H = TINY["hidden_size"]
@@ -125,6 +126,7 @@ CHANGES = {
     "copy_": lambda m: torch.no_grad()(m.weight.copy_)(m.weight * 1.5),
     "numpy": through_numpy,
     "one_element_in_place": lambda m: torch.no_grad()(m.bias.__setitem__)(0, 3.0),
+    "one_weight_in_place": lambda m: torch.no_grad()(m.weight.__setitem__)((1, 3), 9.0),
     "new_parameter": new_parameter,
     "new_parameters_in_old_memory": round_trip_through_other_memory,
     "load_state_dict": load_linear,
@@ -188,8 +190,12 @@ def test_load_state_dict(cpu_linear, assign, wrapped):
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "adamw_fused", "sgd"])
+@pytest.mark.parametrize("compiled", [True, False], ids=["extension", "no_extension"])
 @pytest.mark.parametrize("cpu_linear", SETTINGS, indirect=True)
-def test_trained_between_two_evaluations_without_calling_eval_or_train(cpu_linear, optimizer):
+def test_trained_between_two_evaluations_without_calling_eval_or_train(cpu_linear, compiled, optimizer, monkeypatch):
+    """A fused optimizer moves no version counter; without the extension only the training forward gives it away."""
+    if not compiled:
+        monkeypatch.setattr(extension, "module", lambda: None)
     model = ours("BertForMaskedLM")
     kinds = {
         "adamw": lambda p: torch.optim.AdamW(p, lr=0.05),
