@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from bert_fast.ops.linear import set_cpu_linear
     from bert_fast.packing import PackedBatch
     from bert_fast.tokenizer import Tokenizer
+    from bert_fast.warming import warmup
 
 _HOMES = {
     "bert_fast.backend": ("BackendError", "use_backend"),
@@ -42,6 +43,7 @@ _HOMES = {
     "bert_fast.ops.linear": ("set_cpu_linear",),
     "bert_fast.packing": ("PackedBatch",),
     "bert_fast.tokenizer": ("Tokenizer",),
+    "bert_fast.warming": ("warmup",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -62,6 +64,7 @@ __all__ = [
     "build_info",
     "set_cpu_linear",
     "use_backend",
+    "warmup",
 ]
 
 extension.require_installed()

@@ -19,7 +19,7 @@ _INTEGERS = [
 _PROGRAMS = 512  # enough to fill a large GPU: the sum over what shares a bias is cut until there are about as many
 
 
-@triton.jit(do_not_specialize=_INTEGERS)
+@triton.jit(do_not_specialize=_INTEGERS, do_not_specialize_on_alignment=["order_ptr"])
 def backward_bias(
     do_ptr, q_ptr, k_ptr, v_ptr, lse_ptr, delta_ptr, dbias_ptr, cu_ptr, order_ptr, bias_ptr, key_mask_ptr, seed_ptr,
     tokens, batch, size, pairs, per_chunk, do_head, q_head, k_head, v_head,

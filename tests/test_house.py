@@ -24,6 +24,7 @@ ORDER = (
     "derived",
     "layers",
     "models",
+    "warming",
     "integrations",
     "training",
     "encode",
