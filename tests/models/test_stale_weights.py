@@ -31,15 +31,11 @@ def linears(model):
     """One of each kind: joined q, k and v; residual; fused GELU; pooler; head."""
     layer = model.bert.encoder.layer[1]
     return [
-        layer.attention.self.query,
         layer.attention.self.value,
-        layer.attention.output.dense,
         layer.intermediate.dense,
         layer.output.dense,
         model.bert.pooler.dense,
-        model.cls.predictions.transform.dense,
         model.cls.predictions.decoder,
-        model.cls.seq_relationship,
     ]
 
 
