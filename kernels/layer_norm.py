@@ -17,6 +17,10 @@ linear's saved input either way). z wins: the backward, which also carries the c
 two and moves least; plain LayerNorm's backward is the same kernel with z = x; and without dropout dx and dresidual are
 one tensor (6 bytes). Inference saves nothing and moves 6. z is rounded to its storage dtype, as eager PyTorch rounds
 it; the forward's statistics and y come from the unrounded sum.
+
+At 65,536 x 768 in bfloat16 that is 302 MB forward without saving, 403 MB with; 403 MB backward with dropout, 302 MB
+without, and 10 MB of column sums: 70 and 94 us at 4.3 TB/s. Instructions a multiprocessor's scheduler must issue for
+it, at 1.76 GHz: forward 30 us bare, 67 us with dropout and saving; backward 39 us, with dropout 70 us.
 """
 
 from __future__ import annotations

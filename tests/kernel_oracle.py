@@ -1,16 +1,11 @@
-"""Where kernels run in tests, and what they are compared with.
+"""Inputs for the tests of row-wise kernels, and what their results are compared with.
 
-With a CUDA GPU they run there; without, in Triton's interpreter on CPU tensors, which knows float32 and float16 (its
-bfloat16 is wrong). Import this before any kernel: the choice is made when kernels are imported.
+Kernels run on a CUDA GPU or in Triton's interpreter, which knows float32 and float16 (tests/kernels/conftest.py).
 """
-
-import os
 
 import torch
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-if DEVICE == "cpu":
-    os.environ["TRITON_INTERPRET"] = "1"
 DTYPES = [torch.float32, torch.float16] + ([torch.bfloat16] if DEVICE == "cuda" else [])
 
 
@@ -36,17 +31,3 @@ def run(function, tensors, dy, dtype=None, **options):
     y = function(**leaves, **options)
     y.backward(dy.to(y.dtype))
     return {"y": y.detach()} | {f"d{name}": t.grad for name, t in leaves.items() if t is not None}
-
-
-def poison(monkeypatch):
-    """Makes torch.empty hand out NaN, so that what a kernel forgets to write is seen."""
-
-    def poisoned(make):
-        def wrapper(*args, **kwargs):
-            out = make(*args, **kwargs)
-            return out.fill_(float("nan")) if out.is_floating_point() else out
-
-        return wrapper
-
-    for name in ("empty", "empty_like"):
-        monkeypatch.setattr(torch, name, poisoned(getattr(torch, name)))
