@@ -1,7 +1,8 @@
 """A pytest plugin that writes every test's outcome to a file as it happens, so that a killed run loses nothing.
 
-Loaded with ``-p benchmarks.gpu.pytest_record``; the file is named by ``BERT_FAST_TEST_RECORD``. Tests already in it are
-not run again: after a test has taken the GPU with it, the session ends and another one goes on behind that test.
+Loaded with ``-p benchmarks.gpu.pytest_record``; the file is named by ``BERT_FAST_TEST_RECORD``. Tests in another such
+file, ``BERT_FAST_TEST_DONE``, are left out: after a test has taken the GPU with it, the session ends and another one
+goes on behind that test. (Two files, because pytest-xdist wants all workers of a session to collect the same.)
 """
 
 from __future__ import annotations
@@ -16,14 +17,10 @@ LOST = 17  # exit status: this process has lost the GPU
 _LONGEST = 20_000  # characters of a failure's text
 
 
-def _file() -> Path:
-    return Path(os.environ["BERT_FAST_TEST_RECORD"])
-
-
-def recorded() -> list[dict]:
-    """What is in the file; a line cut off by a kill is left out."""
+def recorded(path: Path) -> list[dict]:
+    """What is in such a file; a line cut off by a kill is left out."""
     found = []
-    for line in _file().read_text(encoding="utf-8").splitlines() if _file().exists() else []:
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
         try:
             found.append(json.loads(line))
         except ValueError:
@@ -37,7 +34,7 @@ def _is_worker(config: pytest.Config) -> bool:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out what a session before this one has settled."""
-    done = {row["test"] for row in recorded() if row["test"]}
+    done = {row["test"] for row in recorded(Path(os.environ["BERT_FAST_TEST_DONE"]))}
     left_out = [item for item in items if item.nodeid in done]
     if left_out:
         config.hook.pytest_deselected(items=left_out)
@@ -73,7 +70,7 @@ def pytest_collectreport(report: pytest.CollectReport) -> None:
 
 
 def _append(row: dict) -> None:
-    with _file().open("a", encoding="utf-8") as file:
+    with open(os.environ["BERT_FAST_TEST_RECORD"], "a", encoding="utf-8") as file:
         file.write(json.dumps(row) + "\n")
 
 

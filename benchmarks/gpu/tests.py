@@ -6,6 +6,7 @@ import collections
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -77,7 +78,9 @@ def _follow(session: subprocess.Popen, file: TextIO, codes: list[int]) -> Iterat
 def _session(arguments: list[str], processes: list[str], record: Path) -> subprocess.Popen:
     limit = [f"--timeout={_LIMIT}"] if importlib.util.find_spec("pytest_timeout") else []
     command = [sys.executable, "-m", "pytest", "-q", "-p", "benchmarks.gpu.pytest_record", "-p", "no:cacheprovider"]
-    environment = {**os.environ, "BERT_FAST_TEST_RECORD": str(record), "OMP_NUM_THREADS": "1"}
+    done = shutil.copy(record, record.with_name("done.jsonl"))
+    files = {"BERT_FAST_TEST_RECORD": str(record), "BERT_FAST_TEST_DONE": str(done)}
+    environment = {**os.environ, **files, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen([*command, *arguments, *limit, *processes], cwd=ROOT, env=environment)
 
 
