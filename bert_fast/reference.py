@@ -97,15 +97,15 @@ def scaled_masked_softmax(
 ) -> Tensor:
     """``dropout(softmax(scale * scores + mask))`` for ``scores [B, N, Q, K]`` and an additive mask that broadcasts.
 
-    Keys whose mask is at most half the dtype's minimum are hidden: exactly 0, and a row with no visible key is all 0.
+    Keys whose score is -inf, or whose mask is at most half the dtype's minimum, are hidden: exactly 0, and a row with no
+    visible key is all 0.
     """
     scores = scores * scale
+    visible = scores != -math.inf
     if mask is not None:
-        visible = mask > torch.finfo(mask.dtype).min / 2
-        scores = (scores + mask).masked_fill(~visible, torch.finfo(scores.dtype).min)
-        probs = torch.softmax(scores, -1) * visible
-    else:
-        probs = torch.softmax(scores, -1)
+        visible = visible & (mask > torch.finfo(mask.dtype).min / 2)
+        scores = scores + mask
+    probs = torch.softmax(scores.masked_fill(~visible, torch.finfo(scores.dtype).min), -1) * visible
     return dropout(probs, p, seed, site, width=_ATTENTION_WIDTH)
 
 
