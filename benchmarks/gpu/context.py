@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -48,6 +49,7 @@ class Context:
         # The interpreter's bfloat16 is wrong.
         self.dtype = torch.float32 if self.rehearse else getattr(torch, options.dtype)
         self.sizes = TINY if self.rehearse else QUICK if options.quick else Sizes()
+        self.backend = "triton" if self.rehearse else "auto"
         self.clock: CpuClock | CudaClock = CpuClock() if self.rehearse else CudaClock()
 
     def generator(self, seed: int) -> torch.Generator:
@@ -57,8 +59,14 @@ class Context:
     @contextmanager
     def ours(self) -> Iterator[None]:
         """Within it bert_fast runs as it does for a user; in a rehearsal, its kernels in Triton's interpreter."""
-        with bert_fast.use_backend("triton" if self.rehearse else "auto"):
+        with bert_fast.use_backend(self.backend):
             yield
+
+    def with_hidden(self, hidden: int) -> Context:
+        """The same context for a model of another width."""
+        other = copy.copy(self)
+        other.sizes = replace(self.sizes, hidden=hidden, intermediate=4 * hidden, heads=hidden // 64)
+        return other
 
     def compiled(self, function: Callable) -> Callable:
         """``torch.compile(function)``; in a rehearsal without code generation, which needs a C++ compiler and time."""

@@ -35,8 +35,8 @@ def measure(spec: Spec, here: Context) -> Iterator[dict[str, Any]]:
     Raises:
         RuntimeError: at the end, when ours (the first provider) could not run or was wrong.
     """
-    checked = spec.make(here, here.sizes.checked, 1)
-    inputs = [spec.make(here, here.sizes.tokens, 2 + i) for i in range(_SETS)]
+    checked = spec.make(here.sizes.checked, 1)
+    inputs = [spec.make(here.sizes.tokens, 2 + i) for i in range(_SETS)]
     costs = spec.costs(inputs[0])
     problems: list[str] = []
     for provider in spec.providers:
@@ -46,7 +46,7 @@ def measure(spec: Spec, here: Context) -> Iterator[dict[str, Any]]:
             yield row | {"not run": provider.missing}
             continue
         try:
-            row |= _check(spec, provider, checked, here)
+            row |= check(spec, provider, checked, here)
         except Exception as error:  # noqa: BLE001 - a peer that cannot run is a result
             row |= {"right": None} | _failure(error)
         if row["right"] is not True:
@@ -67,19 +67,19 @@ def measure(spec: Spec, here: Context) -> Iterator[dict[str, Any]]:
 
 def once(spec: Spec, here: Context) -> None:
     """Run ours and torch.compile once, checked and timed sizes, in every direction: for what they compile."""
-    checked, inputs = (spec.make(here, tokens, 1) for tokens in (here.sizes.checked, here.sizes.tokens))
+    checked, inputs = (spec.make(tokens, 1) for tokens in (here.sizes.checked, here.sizes.tokens))
     for provider in spec.providers:
         if provider.name in ("bert_fast", "torch.compile"):
-            _check(spec, provider, checked, here)
+            check(spec, provider, checked, here)
             for direction in spec.costs(inputs):
-                _closure(spec, provider, direction, inputs, here)()
+                closure(spec, provider, direction, inputs, here)()
 
 
 def _failure(error: Exception) -> dict[str, str]:
     return {"error": "".join(traceback.format_exception(error))[-4000:]}
 
 
-def _check(spec: Spec, provider: Provider, inputs: Tensors, here: Context) -> dict[str, Any]:
+def check(spec: Spec, provider: Provider, inputs: Tensors, here: Context) -> dict[str, Any]:
     """Whether the provider's output and gradients hold the contract: ``right``, ``error_ratio`` and where it is worst.
 
     A provider that draws its own dropout is checked without.
@@ -108,7 +108,7 @@ def _time(
     spec: Spec, provider: Provider, direction: str, inputs: list[Tensors], here: Context
 ) -> dict[str, Any]:
     """Timing of one direction; for the forward also that its full-size output is finite, and the memory it takes."""
-    runs = [_closure(spec, provider, direction, given, here) for given in inputs]
+    runs = [closure(spec, provider, direction, given, here) for given in inputs]
     found: dict[str, Any] = {}
     if direction in ("forward", "training"):
         out = runs[0]()
@@ -121,7 +121,7 @@ def _time(
     return found | {"host_bound": timing.host_bound} | ({} if peak is None else {"peak_mib": peak / 2**20})
 
 
-def _closure(spec: Spec, provider: Provider, direction: str, given: Tensors, here: Context):
+def closure(spec: Spec, provider: Provider, direction: str, given: Tensors, here: Context):
     leaves = dict(given)
     if direction == "forward":
 

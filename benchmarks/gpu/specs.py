@@ -41,7 +41,7 @@ class Spec:
     """An op at one size.
 
     Attributes:
-        make: ``(context, tokens, seed)`` -> inputs, floating ones in the context's dtype.
+        make: ``(tokens, seed)`` -> inputs, floating ones in the context's dtype.
         truth: the definition, in plain PyTorch: in float64 the truth, in the dtype itself what eager errs.
         leaves: the inputs that get gradients.
         costs: by direction: "forward" (nothing kept), "training" (forward that keeps what its backward needs),
@@ -51,7 +51,7 @@ class Spec:
     """
 
     op: str
-    make: Callable[[Context, int, int], Tensors]
+    make: Callable[[int, int], Tensors]
     truth: Callable[[Tensors, float], Tensor]
     providers: tuple[Provider, ...]
     costs: Callable[[Tensors], dict[str, Cost]]
@@ -67,7 +67,7 @@ def missing(package: str) -> str | None:
 
 
 def spec_named(name: str, context: Context) -> Spec:
-    """The spec of an item of the plan, such as "attention S=128 p=0.1".
+    """The spec of an item of the plan, such as "attention S=128 p=0.1"; H=1024 widens the rows, "bias" adds to scores.
 
     Raises:
         KeyError: no such spec.
@@ -77,6 +77,8 @@ def spec_named(name: str, context: Context) -> Spec:
     op, *rest = name.split()
     facts = dict(part.split("=") for part in rest if "=" in part)
     p = float(facts.get("p", 0))
+    if "H" in facts and not context.rehearse:
+        context = context.with_hidden(int(facts["H"]))
     if op == "attention":
-        return specs_attention.spec(context, int(facts["S"]) if "S" in facts else None, p)
+        return specs_attention.spec(context, int(facts["S"]) if "S" in facts else None, p, bias="bias" in rest)
     return {**specs_rows.SPECS, **specs_memory.SPECS}[op](context, p)

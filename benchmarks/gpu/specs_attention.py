@@ -33,20 +33,23 @@ def squad_lengths(sequences: int, *, mean: float = 175.0, longest: int = 384, se
     return lengths.round().clamp(min(16, longest), longest).int().tolist()
 
 
-def spec(context: Context, length: int | None, p: float) -> Spec:
+def spec(context: Context, length: int | None, p: float, bias: bool = False) -> Spec:
     """Attention over sequences of ``length`` tokens each, or of SQuAD-like lengths for None."""
     fixed = None if length is None else min(length, 24) if context.rehearse else length
 
-    def make(context: Context, tokens: int, seed: int) -> Tensors:
+    def make(tokens: int, seed: int) -> Tensors:
         lengths = _ragged(context, tokens) if fixed is None else [fixed] * max(1, tokens // fixed)
         total, sizes = sum(lengths), context.sizes
         generator = context.generator(seed)
         qkv = torch.randn(total, 3, sizes.heads, sizes.head_dim, generator=generator, device=context.device)
         cu_seqlens = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=context.device)
         q, k, v = qkv.to(context.dtype).unbind(1)  # as the fused projection of a forward pass leaves them
+        longest = max(lengths)
+        square = (1, sizes.heads, longest, longest)
+        added = torch.randn(square, generator=generator, device=context.device).to(context.dtype) if bias else None
         return {
-            "q": q, "k": k, "v": v, "cu_seqlens": cu_seqlens, "lengths": lengths, "max_seqlen": max(lengths),
-            "seed": torch.tensor([seed + 99], dtype=torch.int64, device=context.device),
+            "q": q, "k": k, "v": v, "cu_seqlens": cu_seqlens, "lengths": lengths, "max_seqlen": longest,
+            "seed": torch.tensor([seed + 99], dtype=torch.int64, device=context.device), "bias": added,
         }  # fmt: skip
 
     def costs(t: Tensors) -> dict[str, Cost]:
@@ -57,11 +60,14 @@ def spec(context: Context, length: int | None, p: float) -> Spec:
 
     def truth(t: Tensors, p: float) -> Tensor:
         dropout = {"p": p, "seed": t["seed"] if p > 0 else None, "site": SITE}
-        return reference.attention(t["q"], t["k"], t["v"], t["cu_seqlens"], t["max_seqlen"], **dropout)
+        return reference.attention(
+            t["q"], t["k"], t["v"], t["cu_seqlens"], t["max_seqlen"], bias=t["bias"], **dropout
+        )
 
-    providers = (_ours(context), *_varlen(context), *([] if fixed is None else _dense(context)))
+    peers = [] if bias else [*_varlen(context), *([] if fixed is None else _dense(context))]
     terms = max(context.sizes.head_dim, fixed or 384)
-    return Spec("attention", make, truth, providers, costs, ("q", "k", "v"), p, terms)
+    leaves = ("q", "k", "v", "bias") if bias else ("q", "k", "v")
+    return Spec("attention", make, truth, (_ours(context), *peers), costs, leaves, p, terms)
 
 
 def _ragged(context: Context, tokens: int) -> list[int]:
@@ -85,7 +91,7 @@ def _ours(context: Context) -> Provider:
                 t["plan"] = ops.attention_plan(t["cu_seqlens"])
             dropout = {"p": p, "seed": t["seed"], "site": SITE}
             return ops.attention(
-                t["q"], t["k"], t["v"], t["cu_seqlens"], t["max_seqlen"], plan=t["plan"], **dropout
+                t["q"], t["k"], t["v"], t["cu_seqlens"], t["max_seqlen"], bias=t["bias"], plan=t["plan"], **dropout
             )
 
     return Provider("bert_fast", run, masks=True)

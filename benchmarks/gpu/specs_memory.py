@@ -15,7 +15,7 @@ _TABLES = ("word", "position", "token_type")
 
 
 def embedding_layer_norm(context: Context, p: float) -> Spec:
-    def make(context: Context, tokens: int, seed: int) -> Tensors:
+    def make(tokens: int, seed: int) -> Tensors:
         sizes, generator = context.sizes, context.generator(seed)
 
         def randn(*shape: int) -> Tensor:
@@ -59,7 +59,7 @@ def embedding_layer_norm(context: Context, p: float) -> Spec:
 
 
 def cross_entropy(context: Context, p: float) -> Spec:
-    def make(context: Context, tokens: int, seed: int) -> Tensors:
+    def make(tokens: int, seed: int) -> Tensors:
         sizes, generator = context.sizes, context.generator(seed)
         rows = sizes.loss_rows if tokens == sizes.tokens else min(512, sizes.loss_rows)
         logits = torch.randn(rows, sizes.vocabulary, generator=generator, device=context.device).to(context.dtype)
@@ -96,7 +96,7 @@ def unpad(context: Context, p: float) -> Spec:
     """Mask to indices; the one op that waits for the GPU, so its time is a latency."""
     length = 16 if context.rehearse else 128
 
-    def make(context: Context, tokens: int, seed: int) -> Tensors:
+    def make(tokens: int, seed: int) -> Tensors:
         batch = max(1, tokens // length)
         lengths = torch.randint(1, length + 1, (batch, 1), generator=context.generator(seed), device=context.device)
         return {"mask": torch.arange(length, device=context.device) < lengths}

@@ -38,7 +38,7 @@ def _with_compiled(context: Context, eager: Callable[[Tensors, float], Tensor]) 
 
 
 def dropout_add_layer_norm(context: Context, p: float) -> Spec:
-    def make(context: Context, tokens: int, seed: int) -> Tensors:
+    def make(tokens: int, seed: int) -> Tensors:
         rows, vector = (tokens, context.sizes.hidden), (context.sizes.hidden,)
         return _randn(context, seed, x=rows, residual=rows, weight=vector, bias=vector, x_bias=vector)
 
@@ -70,7 +70,7 @@ def dropout_add_layer_norm(context: Context, p: float) -> Spec:
 
 
 def layer_norm(context: Context, p: float) -> Spec:
-    def make(context: Context, tokens: int, seed: int) -> Tensors:
+    def make(tokens: int, seed: int) -> Tensors:
         vector = (context.sizes.hidden,)
         return _randn(context, seed, x=(tokens, context.sizes.hidden), weight=vector, bias=vector)
 
@@ -96,7 +96,7 @@ def layer_norm(context: Context, p: float) -> Spec:
 
 
 def bias_gelu(context: Context, p: float) -> Spec:
-    def make(context: Context, tokens: int, seed: int) -> Tensors:
+    def make(tokens: int, seed: int) -> Tensors:
         width = context.sizes.intermediate
         return _randn(context, seed, x=(tokens, width), bias=(width,))
 
@@ -115,7 +115,7 @@ def bias_gelu(context: Context, p: float) -> Spec:
 
 
 def gelu_layer_norm(context: Context, p: float) -> Spec:
-    def make(context: Context, tokens: int, seed: int) -> Tensors:
+    def make(tokens: int, seed: int) -> Tensors:
         vector = (context.sizes.hidden,)
         return _randn(context, seed, x=(tokens, context.sizes.hidden), weight=vector, bias=vector)
 
@@ -137,7 +137,7 @@ def scaled_masked_softmax(context: Context, p: float) -> Spec:
     keys = 16 if context.rehearse else 128
     scale = 1 / math.sqrt(context.sizes.head_dim)
 
-    def make(context: Context, tokens: int, seed: int) -> Tensors:
+    def make(tokens: int, seed: int) -> Tensors:
         batch = max(1, tokens // keys)
         found = _randn(context, seed, scores=(batch, context.sizes.heads, keys, keys))
         lengths = torch.randint(keys // 2, keys + 1, (batch,), generator=context.generator(seed), device=context.device)
