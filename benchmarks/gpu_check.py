@@ -81,7 +81,7 @@ def _stopped(number: int, frame: FrameType | None) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("gpu_check"), help="folder for what is found (gpu_check)")
+    parser.add_argument("--out", type=Path, default=Path("build/gpu_check"), help="folder (build/gpu_check)")
     parser.add_argument("--build", action="store_true", help="first pip install --no-build-isolation --no-deps -e .")
     parser.add_argument("--quick", action="store_true", help="fewer ops and a quarter of the tokens")
     parser.add_argument("--minutes", type=float, default=9.0, help="the most the whole may take (9)")

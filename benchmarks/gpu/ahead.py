@@ -13,14 +13,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from benchmarks.gpu.plan import KERNELS, ROOT, SMALL_SHAPES, Options
+import bert_fast
+from benchmarks.gpu.plan import KERNELS, MODELS, ROOT, SMALL_SHAPES, Options
+
+if TYPE_CHECKING:
+    from benchmarks.gpu.context import Context
 
 
 def ahead(options: Options) -> Iterator[dict[str, Any]]:
     """Start the processes, wait for all of them; a row with what each came to."""
-    names = KERNELS[:1] if options.rehearse else (*KERNELS, *SMALL_SHAPES)
+    names = KERNELS[:1] if options.rehearse else (*MODELS, *SMALL_SHAPES, *KERNELS)
     count = max(1, min(len(names), (os.cpu_count() or 2) - 2))
     command = [sys.executable, "-m", "benchmarks.gpu.ahead", "--options", options.to_json()]
     environment = {**os.environ, "TORCHINDUCTOR_COMPILE_THREADS": "1", "OMP_NUM_THREADS": "1"}
@@ -44,24 +48,31 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--options", type=Options.from_json, required=True)
     parser.add_argument("names", nargs="+")
     chosen = parser.parse_args(arguments)
-    from benchmarks.gpu import small_shapes
     from benchmarks.gpu.context import context
-    from benchmarks.gpu.kernels import once
-    from benchmarks.gpu.specs import spec_named
 
     here = context(chosen.options)
     failures = 0
     for name in chosen.names:
         here.forget_compiled()
         try:
-            if name in SMALL_SHAPES:
-                small_shapes.main([name])
-            else:
-                once(spec_named(name, here), here)
+            _once(name, here)
         except Exception as error:  # noqa: BLE001 - the item of this op will meet it again and report it
             print(f"{name}: {type(error).__name__}: {error}", flush=True)
             failures += 1
     return 1 if failures else 0
+
+
+def _once(name: str, here: Context) -> None:
+    from benchmarks.gpu import kernels, model_setup, small_shapes, specs
+
+    if name in SMALL_SHAPES:
+        small_shapes.main([name])
+    elif name in MODELS:
+        model = model_setup.ours(here, name.split()[1], "BertForPreTraining" if "training" in name else "BertModel")
+        with here.ours():
+            bert_fast.warmup(model, [(2, 8 if here.rehearse else 384)], training="training" in name)
+    else:
+        kernels.once(specs.spec_named(name, here), here)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
+from torch._functorch import config as functorch_config
 
 import bert_fast
 from benchmarks.gpu.plan import Options
@@ -70,9 +71,7 @@ class Context:
 
     def compiled(self, function: Callable) -> Callable:
         """``torch.compile(function)``; in a rehearsal without code generation, which needs a C++ compiler and time."""
-        config = getattr(torch._functorch, "config", None)
-        if hasattr(config, "donated_buffer"):
-            config.donated_buffer = False  # a backward that is timed runs many times over one forward
+        functorch_config.donated_buffer = False  # a backward that is timed runs many times over one forward
         return torch.compile(function, backend="aot_eager" if self.rehearse else "inductor", dynamic=False)
 
     def forget_compiled(self) -> None:

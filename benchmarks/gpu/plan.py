@@ -69,6 +69,7 @@ KERNELS = (
     "unpad",
 )
 SMALL_SHAPES = tuple(f"{part}/6" for part in range(6))
+MODELS = ("model base", "model large", "model large training")
 _NOT_QUICK = {"attention S=32", "attention S=256", "attention S=512 p=0.1", "layer_norm", "gelu_layer_norm"}
 
 
@@ -91,7 +92,7 @@ SECTIONS = (
     ),
     Section(
         "model",
-        130,
+        150,
         (
             *_items("model", 75, "base 128", "large squad", "latency", "training"),
             *_items("model", 60, "profile"),
@@ -99,7 +100,7 @@ SECTIONS = (
         ),
     ),
     Section("tests", 120, _items("tests", 200, "gpu", "kernels", "extension", "large")),
-    Section("sanitizer", 90, _items("sanitizer", 150, "memcheck", "racecheck")),
+    Section("sanitizer", 70, _items("sanitizer", 150, "memcheck", "racecheck")),
 )
 
 

@@ -11,6 +11,7 @@ import argparse
 import faulthandler
 import importlib
 import json
+import math
 import os
 import sys
 import time
@@ -58,9 +59,18 @@ def _run(label: str, options: Options, events: TextIO) -> bool:
 
 
 def _write(events: TextIO, **event: Any) -> None:
-    events.write(json.dumps(event, default=str) + "\n")
+    events.write(json.dumps(_plain(event), default=str, allow_nan=False) + "\n")
     events.flush()
     os.fsync(events.fileno())
+
+
+def _plain(value: Any) -> Any:
+    """Infinities and NaN as text, which JSON has no numbers for."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, dict):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    return [_plain(inner) for inner in value] if isinstance(value, (list, tuple)) else value
 
 
 def _gpu_answers() -> bool:

@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -82,6 +84,36 @@ def test_without_a_gpu_and_without_rehearsal_each_item_fails_by_itself_and_says_
     assert report["items"]["kernels/roofs"]["status"] == "failed"
     assert "no CUDA GPU is available" in report["items"]["kernels/unpad"]["error"]
     assert "kernels/roofs: failed" in done.stdout
+
+
+def parent_of(stat):
+    try:
+        return int(stat.read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return None  # it ended while we looked
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are found through /proc, which is Linux's")
+def test_a_run_that_is_stopped_leaves_what_it_had_and_no_process(tmp_path):
+    command = [sys.executable, "-m", "benchmarks.gpu_check", "--rehearse", "--only", "kernels", "--out", str(tmp_path)]
+    run = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    found, deadline = {}, time.monotonic() + 120
+    while not found and time.monotonic() < deadline:
+        time.sleep(0.5)
+        path = tmp_path / "gpu_check.json"
+        items = json.loads(path.read_text())["items"] if path.exists() else {}
+        found = {label: item for label, item in items.items() if item["status"] == "ok"}
+    children = [stat.parent for stat in Path("/proc").glob("[0-9]*/stat") if parent_of(stat) == run.pid]
+    run.send_signal(signal.SIGTERM)
+    output, _ = run.communicate(timeout=30)
+    assert found
+    assert run.returncode == 1
+    assert "stopped before the end" in output
+    report = json.loads((tmp_path / "gpu_check.json").read_text())
+    assert {item["status"] for item in report["items"].values()} == {"ok", "not run"}
+    assert report["summary"]
+    assert children
+    assert not any(child.exists() for child in children)
 
 
 def test_a_section_that_does_not_exist_is_named(tmp_path):
