@@ -215,8 +215,11 @@ def test_a_changed_embedding_table_does_what_it_does_in_transformers(change, tab
 # Dropout
 
 
-def dropout_model(**changes):
-    return randomize(bert_fast.BertModel(config(**changes)))
+def dropout_model(name="BertModel", **changes):
+    return randomize(getattr(bert_fast, name)(config(**changes)))
+
+
+DROPOUTS = [n for n, m in dropout_model("BertForSequenceClassification").named_modules() if isinstance(m, nn.Dropout)]
 
 
 def test_dropout_of_probability_0_and_eval_are_exact():
@@ -280,6 +283,20 @@ def test_monte_carlo_dropout_by_training_the_dropouts_alone():
     with torch.no_grad():
         first, second = (model(**batch(padding("holes")))[0] for _ in range(2))
     assert not torch.allclose(first, second, atol=1e-2)
+
+
+@pytest.mark.parametrize("site", DROPOUTS)
+@pytest.mark.parametrize("grad", [True, False], ids=["grad", "no_grad"])
+def test_every_dropout_drops_by_itself(grad, site):
+    model = dropout_model("BertForSequenceClassification", hidden_dropout_prob=0.5, attention_probs_dropout_prob=0.5)
+    arguments = batch(padding("holes"))
+    expected = model.eval()(**arguments)[0]
+    module = model.get_submodule(site)
+    (model.get_submodule(site.rpartition(".")[0]) if site.endswith("self.dropout") else module).train()
+    with torch.set_grad_enabled(grad):
+        assert not torch.allclose(model(**arguments)[0], expected, atol=1e-3)
+    module.p = 0.0
+    assert torch.allclose(model(**arguments)[0], expected, rtol=0, atol=1e-5)
 
 
 def test_a_swapped_dropout_is_what_runs():

@@ -103,6 +103,20 @@ def test_2d_weights_other_than_one_are_visible():
     assert torch.equal(model(**batch(mask * 7))[0], model(**batch(mask))[0])
 
 
+@pytest.mark.parametrize("attentions", [False, True], ids=["attention", "with_probabilities"])
+def test_rows_of_a_4d_mask_that_see_nothing_get_0_however_they_are_hidden(attentions):
+    """The dtype's minimum hides as -inf does: also where every key of a row has it, and the softmax would be even."""
+    mask = square(1)
+    mask[1] = False
+    mask[0, :, 3] = False
+    outputs = [
+        ours()(**batch(), attention_mask=given, output_attentions=attentions)[0]
+        for given in (mask, additive(mask, -math.inf), additive(mask, LOWEST))
+    ]
+    assert torch.equal(outputs[1], outputs[0])
+    assert torch.equal(outputs[2], outputs[0])
+
+
 @pytest.mark.parametrize("hidden", [-math.inf, LOWEST], ids=["inf", "min"])
 @pytest.mark.parametrize("attentions", [False, True], ids=["attention", "with_probabilities"])
 def test_rows_of_a_4d_mask_that_see_nothing_are_finite_and_get_finite_gradients(hidden, attentions):
