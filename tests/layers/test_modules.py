@@ -1,6 +1,7 @@
 """The module tree: Hugging Face's names and initialisation, and modules that are called because they must be."""
 
 import copy
+import functools
 
 import pytest
 import torch
@@ -297,6 +298,23 @@ def test_every_dropout_drops_by_itself(grad, site):
         assert not torch.allclose(model(**arguments)[0], expected, atol=1e-3)
     module.p = 0.0
     assert torch.allclose(model(**arguments)[0], expected, rtol=0, atol=1e-5)
+
+
+def test_every_dropout_draws_its_own_mask(monkeypatch):
+    """Kernels draw from one seed and the place: two places that shared a number would drop the same elements."""
+    from bert_fast import ops
+
+    sites = []
+
+    def spy(op, *args, **options):
+        sites.append(options["site"])
+        return op(*args, **options)
+
+    for name in ("attention", "dropout_add_layer_norm"):
+        monkeypatch.setattr(ops, name, functools.partial(spy, getattr(ops, name)))
+    ours(num_hidden_layers=3).train()(**batch(padding("holes")))
+    assert len(sites) == 9
+    assert len(set(sites)) == 9
 
 
 def test_a_swapped_dropout_is_what_runs():
