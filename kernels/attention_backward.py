@@ -104,7 +104,10 @@ def backward_tile(
         if seed_ptr is not None:
             dprobs = tl.where(keep, dprobs * keep_scale, 0.0)
         if BLOCK_N == ROWS:
-            delta = tl.sum(probs * dprobs, 1)
+            # Divided by the row's sum, which lse rounds away from 1: where one key has all the weight, dprobs and delta
+            # all but cancel, and the difference must not carry that rounding.
+            total = tl.sum(probs, 1)
+            delta = tl.sum(probs * dprobs, 1) / tl.where(total == 0.0, 1.0, total)
             if delta_ptr is not None:
                 tl.store(delta_ptr + head64 * tokens + origin + row, delta, mask=live)
         dscores = (probs * (dprobs - delta[:, None])).to(q.dtype)
