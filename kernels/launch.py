@@ -38,8 +38,23 @@ TABLE: dict[str, Rules] = {
             ({}, {"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 8, "num_stages": 1}),
         ],
     },
+    # With dropout, 64 keys at a time spill where dots take their operands from registers.
     "attention_backward_tile": {
         0: [
+            (
+                {"bytes": 2, "rows": 64, "dropout": 0},
+                {"LARGEST": 64, "ROWS": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 1},
+            ),
+            ({"bytes": 2, "rows": 64}, {"LARGEST": 64, "ROWS": 64, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1}),
+            ({"bytes": 2}, {"LARGEST": 128, "ROWS": 128, "BLOCK_N": 32, "num_warps": 8, "num_stages": 1}),
+            ({}, {"LARGEST": 64, "ROWS": 64, "BLOCK_N": 64, "num_warps": 8, "num_stages": 1}),
+        ],
+        90: [
+            ({"bytes": 2, "rows": 64}, {"LARGEST": 64, "ROWS": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 1}),
+            ({"bytes": 2}, {"LARGEST": 128, "ROWS": 128, "BLOCK_N": 32, "num_warps": 8, "num_stages": 1}),
+            ({}, {"LARGEST": 64, "ROWS": 64, "BLOCK_N": 64, "num_warps": 8, "num_stages": 1}),
+        ],
+        100: [
             ({"bytes": 2, "rows": 64}, {"LARGEST": 64, "ROWS": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 1}),
             ({"bytes": 2}, {"LARGEST": 128, "ROWS": 128, "BLOCK_N": 32, "num_warps": 8, "num_stages": 1}),
             ({}, {"LARGEST": 64, "ROWS": 64, "BLOCK_N": 64, "num_warps": 8, "num_stages": 1}),
