@@ -97,7 +97,7 @@ def scaled_masked_softmax(
 ) -> Tensor:
     """``dropout(softmax(scale * scores + mask))`` for ``scores [B, N, Q, K]`` and an additive mask that broadcasts.
 
-    Keys whose score is -inf, or whose mask is at most half the dtype's minimum, are hidden: exactly 0, and a row with no
+    Keys whose score is -inf, or whose mask is at most half the dtype's minimum, are hidden: exactly 0. A row with no
     visible key is all 0.
     """
     scores = scores * scale

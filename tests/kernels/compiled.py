@@ -58,7 +58,7 @@ CHIPS = {
 
 @dataclasses.dataclass
 class Resources:
-    """One compiled kernel. Loads count instructions by bits a thread, from global memory (copies to shared included)."""
+    """One compiled kernel. Loads: instructions from global memory by bits a thread, copies to shared included."""
 
     case: str
     kernel: str
