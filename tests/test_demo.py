@@ -50,14 +50,6 @@ def test_neighbours_numbers_and_speed():
 
 
 @needs_model
-@needs_transformers
-def test_different_numbers_are_told_and_give_exit_status_1(monkeypatch, capsys):
-    monkeypatch.setattr(run, "TOLERANCE", 0.0)
-    assert main(["demo", "--rounds", "0", "--device", "cpu"]) == 1
-    assert "verdict: DIFFERENT NUMBERS" in capsys.readouterr().out
-
-
-@needs_model
 def test_own_texts_without_transformers(tmp_path, monkeypatch):
     without(monkeypatch, "transformers")
     (tmp_path / "in.txt").write_text("a cat\nmoney\nthe sea\nkittens and dogs\nbanks and coins\nwaves and ships\n")
