@@ -27,6 +27,8 @@ from .attention_backward import attention_backward
 from .attention_call import attention_schedule, check_call, strides
 from .attention_plan import plan
 from .attention_tiles import (
+    dot_keys,
+    dot_rows,
     find_tile,
     head_base,
     keep_columns,
@@ -34,6 +36,7 @@ from .attention_tiles import (
     load_bias,
     load_rows,
     store_rows,
+    visible_keys,
     whole_sequences,
 )
 from .common import LN2, dot, on_device
@@ -46,7 +49,7 @@ _INTEGERS = [
 ]  # fmt: skip
 
 
-@triton.jit(do_not_specialize=_INTEGERS)
+@triton.jit(do_not_specialize=_INTEGERS, do_not_specialize_on_alignment=["order_ptr"])
 def forward_tile(
     q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, cu_ptr, order_ptr, bias_ptr, key_mask_ptr, seed_ptr,
     tokens, batch, q_head, k_head, v_head, bias_batch, bias_head, bias_query, bias_key,
@@ -60,24 +63,27 @@ def forward_tile(
     head = tl.program_id(0) % HEADS
     head64 = head.to(tl.int64)
     item = tl.program_id(0) // HEADS
-    index = tl.arange(0, ROWS)
-    key_index = key_columns(ROWS, seed_ptr is not None)
-    origin, row, position, live, sequence = whole_sequences(index, item, batch, cu_ptr, order_ptr, SLOT, GROUP)
-    origin, key, key_position, seen, _ = whole_sequences(key_index, item, batch, cu_ptr, order_ptr, SLOT, GROUP)
+    origin, row, position, length, sequence = whole_sequences(
+        tl.arange(0, ROWS), item, batch, cu_ptr, order_ptr, SLOT, GROUP
+    )
+    origin, key, key_position, key_length, _ = whole_sequences(
+        key_columns(ROWS, seed_ptr is not None), item, batch, cu_ptr, order_ptr, SLOT, GROUP
+    )
+    live = position < length
+    seen = key_position < key_length
     if key_mask_ptr is not None:
         seen = seen & (tl.load(key_mask_ptr + origin + key, mask=seen, other=0) != 0)
     q = load_rows(head_base(q_ptr, origin, head, q_head, Q_TOKEN, VECTOR), row, live, Q_TOKEN, D, BLOCK_D)
     k = load_rows(head_base(k_ptr, origin, head, k_head, K_TOKEN, VECTOR), key, seen, K_TOKEN, D, BLOCK_D)
     v = load_rows(head_base(v_ptr, origin, head, v_head, V_TOKEN, VECTOR), key, seen, V_TOKEN, D, BLOCK_D)
 
-    visible = seen[None, :]
-    if GROUP > 1:
-        visible = visible & ((index // SLOT)[:, None] == (key_index // SLOT)[None, :])
-    scores = dot(q, tl.trans(k), tl.zeros((ROWS, ROWS), tl.float32), PRECISION)
+    column = key_columns(SLOT, seed_ptr is not None)
+    visible = visible_keys(column, seen, row - position, length, key_mask_ptr, GROUP)
+    scores = dot_rows(q, k, GROUP, PRECISION)
     factor = scale_log2
     if bias_ptr is not None:
         query_offset = head64 * bias_head + sequence.to(tl.int64) * bias_batch + position.to(tl.int64) * bias_query
-        key_offset = key_position.to(tl.int64) * bias_key
+        key_offset = column.to(tl.int64) * bias_key
         extra = load_bias(bias_ptr, query_offset[:, None], key_offset[None, :], live[:, None] & visible)
         scores = scores * scale_log2 + extra
         factor = 1.0
@@ -90,18 +96,15 @@ def forward_tile(
     norm = 1.0 / safe
     if seed_ptr is not None:
         unit = (origin + row).to(tl.int64) * HEADS + head
-        keep = keep_columns(tl.load(seed_ptr), site, threshold, unit, 0, SLOT)
-        if GROUP > 1:
-            keep = tl.reshape(tl.broadcast_to(keep[:, None, :], (ROWS, GROUP, SLOT)), (ROWS, ROWS))
-        probs = tl.where(keep, probs, 0.0)
+        probs = tl.where(keep_columns(tl.load(seed_ptr), site, threshold, unit, 0, SLOT), probs, 0.0)
         norm = norm * keep_scale
-    out = dot(probs.to(v.dtype), v, tl.zeros((ROWS, BLOCK_D), tl.float32), PRECISION) * norm[:, None]
+    out = dot_keys(probs.to(v.dtype), v, tl.zeros((ROWS, BLOCK_D), tl.float32), GROUP, PRECISION) * norm[:, None]
     store_rows(head_base(out_ptr, origin, head, D, HEADS * D, 1), row, live, out, HEADS * D, D, BLOCK_D)
     lse = tl.where(total == 0.0, float("-inf"), (top + tl.log2(safe)) * LN2)
     tl.store(lse_ptr + head64 * tokens + origin + row, lse, mask=live)
 
 
-@triton.jit(do_not_specialize=_INTEGERS)
+@triton.jit(do_not_specialize=_INTEGERS, do_not_specialize_on_alignment=["order_ptr"])
 def forward_loop(
     q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, cu_ptr, cumulative_ptr, order_ptr, bias_ptr, key_mask_ptr, seed_ptr,
     tokens, batch, q_head, k_head, v_head, bias_batch, bias_head, bias_query, bias_key,
@@ -216,7 +219,7 @@ def attention_forward(
     lse = torch.empty((call.heads, call.tokens), dtype=torch.float32, device=q.device)
     if call.tokens == 0 or call.heads == 0 or call.batch == 0:
         return out, lse
-    chosen = plan(max_seqlen, call.head_dim, q.dtype, dropout=call.dropout).forward
+    chosen = plan(max_seqlen, call.head_dim, q.dtype, dropout=call.dropout, masked=call.masked).forward
     grid = (chosen.programs(call.tokens, call.batch, call.heads),)
     arguments = {"q_ptr": q, "k_ptr": k, "v_ptr": v, "out_ptr": out, "lse_ptr": lse, **strides(q=q, k=k, v=v)}
     with on_device(q):

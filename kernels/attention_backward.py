@@ -19,27 +19,45 @@ from .attention_bias import bias_gradient
 from .attention_call import check_call, strides
 from .attention_plan import plan
 from .attention_tiles import (
+    dot_keys,
+    dot_queries,
+    dot_rows,
     find_tile,
     head_base,
+    keep_bits,
     keep_columns,
     keep_rows,
     key_columns,
     key_rows,
     load_bias,
+    load_keep,
     load_lse,
     load_rows,
+    store_keep,
     store_rows,
+    unpack_columns,
+    unpack_rows,
+    visible_keys,
     whole_sequences,
 )
-from .common import dot, on_device
+from .common import cdiv, dot, on_device
 
+# Up to this length the first of two kernels leaves dropout's choices to the second, a bit each: drawing them again
+# costs as much as everything else there. Beyond, T * N * S / 8 bytes are more than that is worth.
+_KEEP_UP_TO = 1024
 _INTEGERS = [
     "tokens", "batch", "q_head", "k_head", "v_head", "o_head", "do_head", "dq_head", "dk_head", "dv_head",
-    "threshold", "site",
+    "threshold", "site", "keep_row",
 ]  # fmt: skip
 
 
-@triton.jit(do_not_specialize=_INTEGERS)
+@triton.jit
+def without_scale(delta, keep_scale):
+    """delta for kernels that scale what dropout kept at their end, not element by element: by 1 - p."""
+    return tl.where(keep_scale > 0.0, delta / keep_scale, 0.0)
+
+
+@triton.jit(do_not_specialize=_INTEGERS, do_not_specialize_on_alignment=["order_ptr"])
 def backward_tile(
     do_ptr, q_ptr, k_ptr, v_ptr, o_ptr, lse_ptr, dq_ptr, dk_ptr, dv_ptr, delta_ptr, cu_ptr, order_ptr, bias_ptr,
     key_mask_ptr, seed_ptr, tokens, batch,
@@ -55,14 +73,18 @@ def backward_tile(
     head = tl.program_id(0) % HEADS
     head64 = head.to(tl.int64)
     item = tl.program_id(0) // HEADS
-    index = tl.arange(0, ROWS)
-    origin, row, position, live, sequence = whole_sequences(index, item, batch, cu_ptr, order_ptr, SLOT, GROUP)
+    origin, row, position, length, sequence = whole_sequences(
+        tl.arange(0, ROWS), item, batch, cu_ptr, order_ptr, SLOT, GROUP
+    )
+    live = position < length
     q = load_rows(head_base(q_ptr, origin, head, q_head, Q_TOKEN, VECTOR), row, live, Q_TOKEN, D, BLOCK_D)
     do = load_rows(head_base(do_ptr, origin, head, do_head, DO_TOKEN, VECTOR), row, live, DO_TOKEN, D, BLOCK_D)
     lse = load_lse(lse_ptr + head64 * tokens + origin, row, live)
     if BLOCK_N < ROWS:
         o = load_rows(head_base(o_ptr, origin, head, o_head, O_TOKEN, VECTOR), row, live, O_TOKEN, D, BLOCK_D)
         delta = tl.sum(o.to(tl.float32) * do.to(tl.float32), 1)
+        if seed_ptr is not None:
+            delta = without_scale(delta, keep_scale)
         if delta_ptr is not None:
             tl.store(delta_ptr + head64 * tokens + origin + row, delta, mask=live)
     if bias_ptr is not None:
@@ -71,39 +93,40 @@ def backward_tile(
         seed = tl.load(seed_ptr)
         unit = (origin + row).to(tl.int64) * HEADS + head
 
+    factor = scale
+    if seed_ptr is not None:
+        factor = scale * keep_scale
     dq = tl.zeros((ROWS, BLOCK_D), tl.float32)
     for offset in tl.range(0, ROWS, BLOCK_N):
-        key_index = offset + key_columns(BLOCK_N, seed_ptr is not None)
-        origin, key, key_position, key_live, _ = whole_sequences(key_index, item, batch, cu_ptr, order_ptr, SLOT, GROUP)
+        origin, key, key_position, key_length, _ = whole_sequences(
+            offset + key_columns(BLOCK_N, seed_ptr is not None), item, batch, cu_ptr, order_ptr, SLOT, GROUP
+        )
+        key_live = key_position < key_length
         seen = key_live
         if key_mask_ptr is not None:
             seen = seen & (tl.load(key_mask_ptr + origin + key, mask=key_live, other=0) != 0)
         k = load_rows(head_base(k_ptr, origin, head, k_head, K_TOKEN, VECTOR), key, seen, K_TOKEN, D, BLOCK_D)
         v = load_rows(head_base(v_ptr, origin, head, v_head, V_TOKEN, VECTOR), key, seen, V_TOKEN, D, BLOCK_D)
-        visible = seen[None, :]
-        if GROUP > 1:
-            visible = visible & ((index // SLOT)[:, None] == (key_index // SLOT)[None, :])
-        scores = dot(q, tl.trans(k), tl.zeros((ROWS, BLOCK_N), tl.float32), PRECISION) * scale_log2
+        column = offset + key_columns(BLOCK_N // GROUP, seed_ptr is not None)
+        visible = visible_keys(column, seen, row - position, length, key_mask_ptr, GROUP)
+        scores = dot_rows(q, k, GROUP, PRECISION) * scale_log2
         if bias_ptr is not None:
-            key_offset = key_position.to(tl.int64) * bias_key
+            key_offset = column.to(tl.int64) * bias_key
             scores += load_bias(bias_ptr, query_offset[:, None], key_offset[None, :], live[:, None] & visible)
         probs = tl.where(visible, tl.exp2(scores - lse[:, None]), 0.0)
+        kept = probs
         if seed_ptr is not None:
             keep = keep_columns(seed, site, threshold, unit, offset, BLOCK_N // GROUP)
-            if GROUP > 1:
-                keep = tl.reshape(tl.broadcast_to(keep[:, None, :], (ROWS, GROUP, SLOT)), (ROWS, ROWS))
             kept = tl.where(keep, probs, 0.0)
-        else:
-            kept = probs
-        dv = tl.trans(dot(tl.trans(do), kept.to(do.dtype), tl.zeros((BLOCK_D, BLOCK_N), tl.float32), PRECISION))
+        dv = dot_queries(kept.to(do.dtype), do, GROUP, PRECISION)
         if seed_ptr is not None:
             dv = dv * keep_scale
         dv_base = head_base(dv_ptr, origin, head, dv_head, DV_TOKEN, VECTOR)
         store_rows(dv_base, key, key_live, dv, DV_TOKEN, D, BLOCK_D)
-        dprobs = dot(do, tl.trans(v), tl.zeros((ROWS, BLOCK_N), tl.float32), PRECISION)
+        dprobs = dot_rows(do, v, GROUP, PRECISION)
         if seed_ptr is not None:
-            dprobs = tl.where(keep, dprobs * keep_scale, 0.0)
-        if BLOCK_N == ROWS:
+            dprobs = tl.where(keep, dprobs, 0.0)
+        if BLOCK_N == ROWS:  # all keys are here, so delta is had without reading out
             # Divided by the row's sum, which lse rounds away from 1: where one key has all the weight, dprobs and delta
             # all but cancel, and the difference must not carry that rounding.
             total = tl.sum(probs, 1)
@@ -111,18 +134,18 @@ def backward_tile(
             if delta_ptr is not None:
                 tl.store(delta_ptr + head64 * tokens + origin + row, delta, mask=live)
         dscores = (probs * (dprobs - delta[:, None])).to(q.dtype)
-        dq = dot(dscores, k, dq, PRECISION)
-        dk = tl.trans(dot(tl.trans(q), dscores, tl.zeros((BLOCK_D, BLOCK_N), tl.float32), PRECISION) * scale)
+        dq = dot_keys(dscores, k, dq, GROUP, PRECISION)
+        dk = dot_queries(dscores, q, GROUP, PRECISION) * factor
         dk_base = head_base(dk_ptr, origin, head, dk_head, DK_TOKEN, VECTOR)
         store_rows(dk_base, key, key_live, dk, DK_TOKEN, D, BLOCK_D)
     dq_base = head_base(dq_ptr, origin, head, dq_head, DQ_TOKEN, VECTOR)
-    store_rows(dq_base, row, live, dq * scale, DQ_TOKEN, D, BLOCK_D)
+    store_rows(dq_base, row, live, dq * factor, DQ_TOKEN, D, BLOCK_D)
 
 
-@triton.jit(do_not_specialize=_INTEGERS)
+@triton.jit(do_not_specialize=_INTEGERS, do_not_specialize_on_alignment=["order_ptr"])
 def backward_queries(
-    do_ptr, q_ptr, k_ptr, v_ptr, o_ptr, lse_ptr, dq_ptr, stats_ptr, cu_ptr, cumulative_ptr, order_ptr, bias_ptr,
-    key_mask_ptr, seed_ptr, tokens, batch, do_head, q_head, k_head, v_head, o_head, dq_head,
+    do_ptr, q_ptr, k_ptr, v_ptr, o_ptr, lse_ptr, dq_ptr, stats_ptr, keep_ptr, cu_ptr, cumulative_ptr, order_ptr,
+    bias_ptr, key_mask_ptr, seed_ptr, tokens, batch, keep_row, do_head, q_head, k_head, v_head, o_head, dq_head,
     bias_batch, bias_head, bias_query, bias_key, scale, scale_log2, keep_scale, threshold, site,
     DO_TOKEN: tl.constexpr, Q_TOKEN: tl.constexpr, K_TOKEN: tl.constexpr, V_TOKEN: tl.constexpr, O_TOKEN: tl.constexpr,
     DQ_TOKEN: tl.constexpr, VECTOR: tl.constexpr,
@@ -149,6 +172,8 @@ def backward_queries(
     do = load_rows(head_base(do_ptr, token, head, do_head, DO_TOKEN, VECTOR), row, live, DO_TOKEN, D, BLOCK_D)
     o = load_rows(head_base(o_ptr, token, head, o_head, O_TOKEN, VECTOR), row, live, O_TOKEN, D, BLOCK_D)
     delta = tl.sum(o.to(tl.float32) * do.to(tl.float32), 1)
+    if seed_ptr is not None:
+        delta = without_scale(delta, keep_scale)
     lse = load_lse(lse_ptr + head64 * tokens + token, row, live)
     tl.store(stats_ptr + head64 * tokens + token + row, delta, mask=live)
     tl.store(stats_ptr + (head64 + HEADS) * tokens + token + row, lse, mask=live)
@@ -159,6 +184,8 @@ def backward_queries(
     if seed_ptr is not None:
         seed = tl.load(seed_ptr)
         unit = (token + row).to(tl.int64) * HEADS + head
+        if keep_ptr is not None:
+            keep_base = keep_ptr + (head64 * tokens + token) * keep_row
 
     dq = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
     for offset in tl.range(0, length, BLOCK_N):
@@ -177,20 +204,24 @@ def backward_queries(
         probs = tl.exp2(scores - lse[:, None])
         dprobs = dot(do, tl.trans(v), tl.zeros((BLOCK_M, BLOCK_N), tl.float32), PRECISION)
         if seed_ptr is not None:
-            keep = keep_columns(seed, site, threshold, unit, offset, BLOCK_N)
-            dprobs = tl.where(keep, dprobs * keep_scale, 0.0)
+            bits = keep_bits(seed, site, threshold, unit, offset, BLOCK_N)
+            if keep_ptr is not None:
+                store_keep(keep_base + offset // 8, row * keep_row, live, bits)
+            dprobs = tl.where(unpack_columns(bits), dprobs, 0.0)
         dscores = probs * (dprobs - delta[:, None])
         dq = dot(dscores.to(k.dtype), k, dq, PRECISION)
         k_base += BLOCK_N * K_TOKEN
         v_base += BLOCK_N * V_TOKEN
+    if seed_ptr is not None:
+        dq = dq * keep_scale
     dq_base = head_base(dq_ptr, token, head, dq_head, DQ_TOKEN, VECTOR)
     store_rows(dq_base, row, live, dq * scale, DQ_TOKEN, D, BLOCK_D)
 
 
-@triton.jit(do_not_specialize=_INTEGERS)
+@triton.jit(do_not_specialize=_INTEGERS, do_not_specialize_on_alignment=["order_ptr"])
 def backward_keys(
-    do_ptr, q_ptr, k_ptr, v_ptr, stats_ptr, dk_ptr, dv_ptr, cu_ptr, cumulative_ptr, order_ptr, bias_ptr,
-    key_mask_ptr, seed_ptr, tokens, batch, do_head, q_head, k_head, v_head, dk_head, dv_head,
+    do_ptr, q_ptr, k_ptr, v_ptr, stats_ptr, keep_ptr, dk_ptr, dv_ptr, cu_ptr, cumulative_ptr, order_ptr, bias_ptr,
+    key_mask_ptr, seed_ptr, tokens, batch, keep_row, do_head, q_head, k_head, v_head, dk_head, dv_head,
     bias_batch, bias_head, bias_query, bias_key, scale, scale_log2, keep_scale, threshold, site,
     DO_TOKEN: tl.constexpr, Q_TOKEN: tl.constexpr, K_TOKEN: tl.constexpr, V_TOKEN: tl.constexpr,
     DK_TOKEN: tl.constexpr, DV_TOKEN: tl.constexpr, VECTOR: tl.constexpr,
@@ -226,11 +257,16 @@ def backward_keys(
         key_offset = head64 * bias_head + sequence.to(tl.int64) * bias_batch + (first + column).to(tl.int64) * bias_key
     if seed_ptr is not None:
         seed = tl.load(seed_ptr)
+        if keep_ptr is not None:
+            keep_base = keep_ptr + (head64 * tokens + start) * keep_row + first // 8
 
     dk = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
     dv = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
     for offset in tl.range(0, length, BLOCK_M):
         row_live = row < length - offset
+        if keep_ptr is not None:
+            packed = load_keep(keep_base, row * keep_row, row_live, BLOCK_N)
+            keep_base += BLOCK_M * keep_row
         q = load_rows(q_base, row, row_live, Q_TOKEN, D, BLOCK_D)
         do = load_rows(do_base, row, row_live, DO_TOKEN, D, BLOCK_D)
         lse = tl.load(lse_base + row, mask=row_live, other=float("inf"))
@@ -242,9 +278,12 @@ def backward_keys(
         probs = tl.exp2(scores - lse[None, :])
         dprobs = dot(v, tl.trans(do), tl.zeros((BLOCK_N, BLOCK_M), tl.float32), PRECISION)
         if seed_ptr is not None:
-            unit = (start + offset + row).to(tl.int64) * HEADS + head
-            keep = keep_rows(seed, site, threshold, unit, first, BLOCK_N)
-            dprobs = tl.where(keep, dprobs * keep_scale, 0.0)
+            if keep_ptr is not None:
+                keep = unpack_rows(packed)
+            else:
+                unit = (start + offset + row).to(tl.int64) * HEADS + head
+                keep = keep_rows(seed, site, threshold, unit, first, BLOCK_N)
+            dprobs = tl.where(keep, dprobs, 0.0)
             dv = dot(tl.where(keep, probs, 0.0).to(do.dtype), do, dv, PRECISION)
         else:
             dv = dot(probs.to(do.dtype), do, dv, PRECISION)
@@ -256,6 +295,7 @@ def backward_keys(
         lse_base += BLOCK_M
         delta_base += BLOCK_M
     if seed_ptr is not None:
+        dk = dk * keep_scale
         dv = dv * keep_scale
     if key_mask_ptr is not None:
         dk = tl.where(key_live[:, None], dk, 0.0)
@@ -316,29 +356,36 @@ def attention_backward(
     dbias = None
     if call.tokens == 0 or call.heads == 0 or call.batch == 0:
         return dq, dk, dv, torch.zeros_like(bias) if need_dbias else None
-    kernels = plan(max_seqlen, call.head_dim, q.dtype, dropout=call.dropout).backward
+    kernels = plan(max_seqlen, call.head_dim, q.dtype, dropout=call.dropout, masked=call.masked).backward
     shared = {**call.arguments(), "scale": scale}
     stats = torch.empty((2, *lse.shape), dtype=torch.float32, device=q.device) if len(kernels) > 1 else None
     delta = torch.empty_like(lse) if need_dbias and stats is None else None if stats is None else stats[0]
+    keep, keep_row = None, 0
+    # two groups of 16 keys share its bytes
+    packable = len(kernels) > 1 and all(chosen.blocks["BLOCK_N"] % 32 == 0 for chosen in kernels)
+    if packable and call.dropout and max_seqlen <= _KEEP_UP_TO:
+        keep_row = cdiv(max_seqlen, 128) * 16
+        keep = torch.empty((call.heads, call.tokens, keep_row), dtype=torch.uint8, device=q.device)
+    common = {"do_ptr": dout, "q_ptr": q, "k_ptr": k, "v_ptr": v}
+    between = {"stats_ptr": stats, "keep_ptr": keep, "keep_row": keep_row, "cumulative_ptr": call.cumulative}
     with on_device(q):
         for chosen in kernels:
             grid = (chosen.programs(call.tokens, call.batch, call.heads),)
-            launched = {**shared, **chosen.blocks, **chosen.options}
+            launched = {**common, **shared, **chosen.blocks, **chosen.options}
             if chosen.kernel == "attention_backward_tile":
                 backward_tile[grid](
-                    do_ptr=dout, q_ptr=q, k_ptr=k, v_ptr=v, o_ptr=out, lse_ptr=lse, dq_ptr=dq, dk_ptr=dk, dv_ptr=dv,
-                    delta_ptr=delta, **strides(do=dout, q=q, k=k, v=v, o=out, dq=dq, dk=dk, dv=dv), **launched,
+                    o_ptr=out, lse_ptr=lse, dq_ptr=dq, dk_ptr=dk, dv_ptr=dv, delta_ptr=delta,
+                    **strides(do=dout, q=q, k=k, v=v, o=out, dq=dq, dk=dk, dv=dv), **launched,
                 )  # fmt: skip
             elif chosen.kernel == "attention_backward_queries":
                 backward_queries[grid](
-                    do_ptr=dout, q_ptr=q, k_ptr=k, v_ptr=v, o_ptr=out, lse_ptr=lse, dq_ptr=dq, stats_ptr=stats,
-                    cumulative_ptr=call.cumulative, **strides(do=dout, q=q, k=k, v=v, o=out, dq=dq), **launched,
+                    o_ptr=out, lse_ptr=lse, dq_ptr=dq,
+                    **between, **strides(do=dout, q=q, k=k, v=v, o=out, dq=dq), **launched,
                 )  # fmt: skip
             else:
                 backward_keys[grid](
-                    do_ptr=dout, q_ptr=q, k_ptr=k, v_ptr=v, stats_ptr=stats, dk_ptr=dk, dv_ptr=dv,
-                    cumulative_ptr=call.cumulative, **strides(do=dout, q=q, k=k, v=v, dk=dk, dv=dv), **launched,
-                )  # fmt: skip
+                    dk_ptr=dk, dv_ptr=dv, **between, **strides(do=dout, q=q, k=k, v=v, dk=dk, dv=dv), **launched
+                )
         if need_dbias:
             dbias = bias_gradient(call, dout, q, k, v, lse, delta)
     return dq, dk, dv, dbias

@@ -66,8 +66,10 @@ def backward_bias(
         if seed_ptr is not None:
             unit = (start + query).to(tl.int64) * HEADS + head
             keep = keep_columns(tl.load(seed_ptr), site, threshold, unit, first, BLOCK)
-            dprobs = tl.where(keep, dprobs * keep_scale, 0.0)
+            dprobs = tl.where(keep, dprobs, 0.0)
         gradient += probs * (dprobs - delta[:, None])
+    if seed_ptr is not None:
+        gradient = gradient * keep_scale
     owners = tl.num_programs(0) // (tiles * tiles)
     place = (tl.program_id(1) * owners + owner).to(tl.int64) * size * size
     offset = query64[:, None] * size + key[None, :]
@@ -85,6 +87,7 @@ def bias_gradient(call: Call, dout: Tensor, q: Tensor, k: Tensor, v: Tensor, lse
     batch_shared, head_shared = bias.shape[0] == 1, bias.shape[1] == 1
     pairs = (call.batch if batch_shared else 1) * (call.heads if head_shared else 1)
     chosen = launch.parameters("attention_backward_bias", launch.architecture(), d=call.block_d, bytes=q.element_size())
+    options = {"num_stages": 2, **launch.launch_options(chosen)}
     owners = bias.shape[0] * bias.shape[1]
     programs = cdiv(size, chosen["BLOCK"]) ** 2 * owners
     per_chunk = cdiv(pairs, min(pairs, max(1, _PROGRAMS // programs)))
@@ -93,7 +96,7 @@ def bias_gradient(call: Call, dout: Tensor, q: Tensor, k: Tensor, v: Tensor, lse
     backward_bias[(programs, chunks)](
         do_ptr=dout, q_ptr=q, k_ptr=k, v_ptr=v, lse_ptr=lse, delta_ptr=delta, dbias_ptr=partial,
         **strides(do=dout, q=q, k=k, v=v), **call.arguments(), size=size, pairs=pairs, per_chunk=per_chunk,
-        BATCH_SHARED=batch_shared, HEAD_SHARED=head_shared, BLOCK=chosen["BLOCK"], **launch.launch_options(chosen),
+        BATCH_SHARED=batch_shared, HEAD_SHARED=head_shared, BLOCK=chosen["BLOCK"], **options,
     )  # fmt: skip
     total = partial[0] if chunks == 1 else partial.sum(0)
     return total.view(bias.shape[0], bias.shape[1], size, size).to(bias.dtype)

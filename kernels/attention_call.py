@@ -56,6 +56,10 @@ class Call:
     def dropout(self) -> bool:
         return self.seed is not None
 
+    @property
+    def masked(self) -> bool:
+        return self.bias is not None or self.key_mask is not None
+
     def arguments(self) -> dict[str, object]:
         """Keyword arguments common to all kernels that compute scores."""
         bias = self.bias

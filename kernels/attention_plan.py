@@ -49,38 +49,42 @@ _TILED = {
 
 
 def plan(
-    max_seqlen: int, head_dim: int, dtype: torch.dtype, *, dropout: bool = False, capability: int | None = None
+    max_seqlen: int,
+    head_dim: int,
+    dtype: torch.dtype,
+    *,
+    dropout: bool = False,
+    masked: bool = False,
+    capability: int | None = None,
 ) -> Plan:
-    """The plan of a call. ``capability``: 90 for sm_90; by default that of the current GPU."""
+    """The plan of a call. masked: with a bias or a key mask. capability: 90 for sm_90; by default the current GPU's."""
     capability = launch.architecture() if capability is None else capability
-    return _plan(max(1, max_seqlen), max(16, next_power_of_2(head_dim)), dtype.itemsize, dropout, capability)
+    block_d = max(16, next_power_of_2(head_dim))
+    return _plan(max(1, max_seqlen), block_d, dtype.itemsize, dropout, masked, capability)
 
 
 @functools.cache
-def _plan(max_seqlen: int, block_d: int, itemsize: int, dropout: bool, capability: int) -> Plan:
-    facts = {"d": block_d, "bytes": itemsize, "dropout": int(dropout)}
-
-    def chosen(kernel: str, **more: int) -> dict[str, int]:
-        return launch.parameters(kernel, capability, **facts, **more)
+def _plan(max_seqlen: int, block_d: int, itemsize: int, dropout: bool, masked: bool, capability: int) -> Plan:
+    facts = {"d": block_d, "bytes": itemsize, "dropout": int(dropout), "masked": int(masked)}
 
     def kernel(name: str, blocks: dict[str, int], parameters: dict[str, int]) -> KernelPlan:
-        options = launch.launch_options(parameters)
-        return KernelPlan(name, blocks, options, _predict(name, blocks, options, block_d, itemsize))
+        options = {"num_stages": 1 if "GROUP" in blocks else 2, **launch.launch_options(parameters)}
+        return KernelPlan(name, blocks, options, _predict(name, blocks, options, block_d, itemsize, dropout))
 
     def whole(name: str) -> KernelPlan | None:
-        """The kernel that takes whole sequences, if they fit the largest tile its table allows."""
+        """The kernel that takes whole sequences, if the table has a tile for this length."""
         slot = max(SMALLEST_SLOT, next_power_of_2(max_seqlen))
-        parameters = chosen(name, rows=max(slot, 64))
-        if slot > parameters["LARGEST"]:
+        parameters = launch.parameters(name, capability, rows=slot, **facts)
+        if slot > parameters.get("LARGEST", slot):
             return None
         rows = max(slot, parameters["ROWS"])
         blocks = {"SLOT": slot, "GROUP": rows // slot}
         if "BLOCK_N" in parameters:
-            blocks["BLOCK_N"] = rows if rows // slot > 1 else min(rows, parameters["BLOCK_N"])
+            blocks["BLOCK_N"] = rows if rows > slot else min(rows, parameters["BLOCK_N"])
         return kernel(name, blocks, parameters)
 
     def tiled(name: str) -> KernelPlan:
-        parameters = chosen(name)
+        parameters = launch.parameters(name, capability, **facts)
         return kernel(name, {"BLOCK_M": parameters["BLOCK_M"], "BLOCK_N": parameters["BLOCK_N"]}, parameters)
 
     forward = whole("attention_forward_tile") or tiled("attention_forward_loop")
@@ -93,7 +97,9 @@ def _plan(max_seqlen: int, block_d: int, itemsize: int, dropout: bool, capabilit
     return Plan(name, forward, backward)
 
 
-def _predict(kernel: str, blocks: dict[str, int], options: dict[str, int], d: int, itemsize: int) -> dict[str, int]:
+def _predict(
+    kernel: str, blocks: dict[str, int], options: dict[str, int], d: int, itemsize: int, dropout: bool
+) -> dict[str, int]:
     """Bytes of shared memory and accumulator registers of a thread, from the tiles a kernel must hold at once."""
     stages = options["num_stages"]
     m = blocks["SLOT"] * blocks["GROUP"] if "GROUP" in blocks else blocks["BLOCK_M"]
@@ -111,4 +117,6 @@ def _predict(kernel: str, blocks: dict[str, int], options: dict[str, int], d: in
     shared = rows * d * itemsize
     if kernel == "attention_backward_tile":
         shared += m * n * itemsize  # probabilities, then their gradient, as an operand
+    if kernel == "attention_backward_queries" and dropout:
+        shared += m * n * 4  # what dropout kept, on its way to memory
     return {"shared_bytes": shared, "accumulators": (scores + outputs) // (32 * options["num_warps"])}

@@ -8,7 +8,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .common import LOG2E
+from .common import LOG2E, dot
 
 
 @triton.jit
@@ -147,12 +147,23 @@ def keep_columns(seed, site, threshold, unit, first, BLOCK: tl.constexpr):
     The keys lie as :func:`key_columns` says. unit: int64 [rows], packed query row * N + head: the element index is
     unit * 65536 + key, its group of four unit * 16384 + key // 4. first: a multiple of 16.
     """
+    return unpack_columns(keep_bits(seed, site, threshold, unit, first, BLOCK))
+
+
+@triton.jit
+def keep_bits(seed, site, threshold, unit, first, BLOCK: tl.constexpr):
+    """:func:`keep_columns` as four bits for each group of four keys: int32 [rows, BLOCK / 16, 1, 4, 1]."""
     sixteen = tl.arange(0, BLOCK // 16)[None, :, None, None, None]
-    h = tl.arange(0, 2)[None, None, :, None, None]
     t = tl.arange(0, 4)[None, None, None, :, None]
+    return _keep_bits(seed, site, threshold, unit[:, None, None, None, None], first // 4 + 4 * sixteen + t)
+
+
+@triton.jit
+def unpack_columns(bits):
+    """int1 [rows, BLOCK] of :func:`keep_bits`. The shifts are by constants of a thread and vanish."""
+    h = tl.arange(0, 2)[None, None, :, None, None]
     b = tl.arange(0, 2)[None, None, None, None, :]
-    keep = _keep(seed, site, threshold, unit[:, None, None, None, None], first // 4 + 4 * sixteen + t, 2 * h + b)
-    return tl.reshape(keep, (keep.shape[0], BLOCK))
+    return tl.reshape((bits >> (2 * h + b)) & 1, (bits.shape[0], 16 * bits.shape[1])) != 0
 
 
 @triton.jit
@@ -162,36 +173,64 @@ def keep_rows(seed, site, threshold, unit, first, BLOCK: tl.constexpr):
     h = tl.arange(0, 2)[None, :, None, None, None]
     t = tl.arange(0, 4)[None, None, :, None, None]  # l // 2
     odd = tl.arange(0, 2)[None, None, None, :, None]  # l % 2
-    keep = _keep(seed, site, threshold, unit[None, None, None, None, :], first // 4 + 4 * sixteen + t, 2 * odd + h)
-    return tl.reshape(keep, (BLOCK, keep.shape[4]))
+    bits = _keep_bits(seed, site, threshold, unit[None, None, None, None, :], first // 4 + 4 * sixteen + t)
+    return tl.reshape((bits >> (2 * odd + h)) & 1, (BLOCK, bits.shape[4])) != 0
 
 
 @triton.jit
-def _keep(seed, site, threshold, unit, quad, word):
-    """Whether ``word`` (0 .. 3) of group unit * 16384 + quad keeps its element. All broadcast."""
+def _keep_bits(seed, site, threshold, unit, quad):
+    """Four keep bits of group unit * 16384 + quad, the two broadcast: int32."""
     group = (unit << 14).to(tl.uint32) | quad.to(tl.uint32)
     w0, w1, w2, w3 = _philox(seed, group, (unit >> 18).to(tl.uint32), site.to(tl.uint32))
     limit = threshold.to(tl.uint32, bitcast=True)
     # One value, not four, so that the compiler moves the whole of Philox into the layout of the scores: converting
-    # four would cost more. The shifts are by constants of a thread and vanish.
+    # four would cost more.
     bits = (w0 >= limit).to(tl.int32) | ((w1 >= limit).to(tl.int32) << 1)
-    bits = bits | ((w2 >= limit).to(tl.int32) << 2) | ((w3 >= limit).to(tl.int32) << 3)
-    return ((bits >> word) & 1) != 0
+    return bits | ((w2 >= limit).to(tl.int32) << 2) | ((w3 >= limit).to(tl.int32) << 3)
+
+
+@triton.jit
+def store_keep(base, row, live, bits):
+    """Stores :func:`keep_bits` of a block at ``base``, two groups of four to the byte: [rows, BLOCK / 8] of W bytes."""
+    PAIRS: tl.constexpr = bits.shape[1] // 2
+    bits = tl.reshape(bits, (bits.shape[0], PAIRS, 2, 4))
+    packed = tl.sum(bits << (4 * tl.arange(0, 2))[None, None, :, None], 2)
+    column = 4 * tl.arange(0, PAIRS)[None, :, None] + tl.arange(0, 4)[None, None, :]
+    tl.store(base + row[:, None, None] + column, packed.to(tl.uint8), mask=live[:, None, None])
+
+
+@triton.jit
+def load_keep(base, row, live, BLOCK: tl.constexpr):
+    """What :func:`store_keep` left of BLOCK keys and [rows] queries: uint8 [BLOCK / 32, 1, 1, 4, 1, rows]."""
+    pair = tl.arange(0, BLOCK // 32)[:, None, None, None, None, None]
+    t = tl.arange(0, 4)[None, None, None, :, None, None]
+    place = base + row[None, None, None, None, None, :] + 4 * pair + t
+    return tl.load(place, mask=live[None, None, None, None, None, :], other=0)
+
+
+@triton.jit
+def unpack_rows(packed):
+    """:func:`keep_rows` from what :func:`load_keep` loaded: int1 [BLOCK, rows]."""
+    parity = tl.arange(0, 2)[None, :, None, None, None, None]
+    h = tl.arange(0, 2)[None, None, :, None, None, None]
+    odd = tl.arange(0, 2)[None, None, None, None, :, None]
+    keep = (packed.to(tl.int32) >> (4 * parity + 2 * odd + h)) & 1
+    return tl.reshape(keep, (32 * packed.shape[0], packed.shape[5])) != 0
 
 
 @triton.jit
 def whole_sequences(index, item, batch, cu_ptr, order_ptr, SLOT: tl.constexpr, GROUP: tl.constexpr):
-    """Rows ``index`` of a tile that holds GROUP sequences, SLOT rows each: (origin, row, position, live, sequence).
+    """Rows ``index`` of a tile that holds GROUP sequences, SLOT rows each: (origin, row, position, length, sequence).
 
-    Each is packed row origin + row, its sequence's position, and real where live. For GROUP = 1 origin and sequence
-    are scalars, so that an address is one base and constants; else sequence is [rows] and origin 0.
+    Each is packed row origin + row and its sequence's position, real where position < length. For GROUP = 1 origin,
+    length and sequence are scalars, so that an address is one base and constants; else all are [rows] and origin 0.
     """
     if GROUP == 1:
         sequence = item
         if order_ptr is not None:
             sequence = tl.load(order_ptr + item)
         origin = tl.load(cu_ptr + sequence)
-        live = index < tl.load(cu_ptr + sequence + 1) - origin
+        length = tl.load(cu_ptr + sequence + 1) - origin
         position = index
         row = index
     else:
@@ -200,8 +239,76 @@ def whole_sequences(index, item, batch, cu_ptr, order_ptr, SLOT: tl.constexpr, G
         if order_ptr is not None:
             sequence = tl.load(order_ptr + sequence, mask=real, other=0)
         start = tl.load(cu_ptr + sequence, mask=real, other=0)
+        length = tl.load(cu_ptr + sequence + 1, mask=real, other=0) - start
         position = index % SLOT
-        live = position < tl.load(cu_ptr + sequence + 1, mask=real, other=0) - start
         origin = item * 0
         row = (start + position).to(tl.int64)
-    return origin, row, position, live, sequence
+    return origin, row, position, length, sequence
+
+
+@triton.jit
+def visible_keys(column, seen, start, length, key_mask_ptr, GROUP: tl.constexpr):
+    """Which keys the rows of a tile of whole sequences see; broadcasts to its scores, [rows, keys / GROUP].
+
+    column: key position of each column. seen: [keys], for GROUP = 1 the answer. start, length: of each row's sequence.
+    """
+    if GROUP == 1:
+        visible = seen[None, :]
+    else:
+        visible = column[None, :] < length[:, None]
+        if key_mask_ptr is not None:
+            place = start[:, None] + column[None, :]
+            visible = visible & (tl.load(key_mask_ptr + place, mask=visible, other=0) != 0)
+    return visible
+
+
+# Dots within each of GROUP slots of a tile. They are batched dots, not one dot and a block-diagonal mask: a masked
+# probability of 0 would still carry a NaN of one sequence into the next.
+
+
+@triton.jit
+def dot_rows(a, b, GROUP: tl.constexpr, PRECISION: tl.constexpr):
+    """a b^T of each slot: a [rows, D], b [keys, D] -> [rows, keys / GROUP]."""
+    if GROUP == 1:
+        out = dot(a, tl.trans(b), tl.zeros((a.shape[0], b.shape[0]), tl.float32), PRECISION)
+    else:
+        SLOT: tl.constexpr = a.shape[0] // GROUP
+        a = tl.reshape(a, (GROUP, SLOT, a.shape[1]))
+        b = tl.permute(tl.reshape(b, (GROUP, SLOT, b.shape[1])), (0, 2, 1))
+        out = tl.reshape(dot(a, b, tl.zeros((GROUP, SLOT, SLOT), tl.float32), PRECISION), (GROUP * SLOT, SLOT))
+    return out
+
+
+@triton.jit
+def dot_keys(a, b, acc, GROUP: tl.constexpr, PRECISION: tl.constexpr):
+    """acc + a b of each slot: a [rows, keys / GROUP], b [keys, D] -> [rows, D]."""
+    if GROUP == 1:
+        out = dot(a, b, acc, PRECISION)
+    else:
+        SLOT: tl.constexpr = a.shape[1]
+        a = tl.reshape(a, (GROUP, SLOT, SLOT))
+        acc = tl.reshape(acc, (GROUP, SLOT, b.shape[1]))
+        out = dot(a, tl.reshape(b, (GROUP, SLOT, b.shape[1])), acc, PRECISION)
+        out = tl.reshape(out, (GROUP * SLOT, b.shape[1]))
+    return out
+
+
+@triton.jit
+def dot_queries(a, b, GROUP: tl.constexpr, PRECISION: tl.constexpr):
+    """a^T b of each slot, for a [rows, keys / GROUP] that was computed and b [rows, D] that was loaded: [keys, D].
+
+    Hopper's matrix instruction takes its right operand from shared memory but a computed left one from registers. As
+    (b^T a)^T both operands are read where they lie, if D fills the 64 rows of an instruction.
+    """
+    if GROUP > 1:
+        SLOT: tl.constexpr = a.shape[1]
+        a = tl.permute(tl.reshape(a, (GROUP, SLOT, SLOT)), (0, 2, 1))
+        b = tl.reshape(b, (GROUP, SLOT, b.shape[1]))
+        out = tl.reshape(
+            dot(a, b, tl.zeros((GROUP, SLOT, b.shape[2]), tl.float32), PRECISION), (GROUP * SLOT, b.shape[2])
+        )
+    elif b.shape[1] >= 64:
+        out = tl.trans(dot(tl.trans(b), a, tl.zeros((b.shape[1], a.shape[1]), tl.float32), PRECISION))
+    else:
+        out = dot(tl.trans(a), b, tl.zeros((a.shape[1], b.shape[1]), tl.float32), PRECISION)
+    return out

@@ -1,5 +1,5 @@
 """Launch parameters: a checked-in table per GPU architecture, with a default for every other one. Nothing is tuned on
-a user's first call; a tuner run by hand rewrites :data:`TABLE`.
+a user's first call; a tuner run by hand (benchmarks/tune.py) rewrites :data:`TABLE`.
 
 A kernel's entry maps a compute capability (0: the default, also the interpreter's) to rules, tried in order. A rule is
 ``(limits, parameters)`` and applies where no fact of the call exceeds its limit. The facts are the caller's to name:
@@ -18,66 +18,322 @@ import triton
 
 Rules = dict[int, list[tuple[dict[str, int], dict[str, int]]]]
 
-# Capabilities without an entry of their own use that of a chip with the same shared memory and matrix instructions.
-NEAREST = {86: 89, 87: 80, 103: 100, 110: 100, 120: 89, 121: 89}
+# Capabilities without an entry of their own use that of a chip with the same matrix instructions. 80's tiles keep to
+# the 99 KiB of shared memory that 86, 89 and 120 give a block.
+NEAREST = {86: 80, 87: 80, 89: 80, 103: 100, 110: 100, 120: 80, 121: 80}
 
-# Attention's facts: d (head dim padded to a power of two), bytes of an element, dropout (0 or 1), and for the kernels
-# of whole sequences rows (of the longest, at least 64). Those take sequences up to LARGEST rows, in tiles of at least
-# ROWS. float32 dots run on the ordinary multipliers unless TF32 is allowed: small tiles.
+
+# Attention's facts: d (head dim padded to a power of two), bytes of an element, dropout and masked (0 or 1; masked is a
+# bias or a key mask), and for the kernels of whole sequences rows, of the longest one padded to a power of two. Their
+# tiles have at least ROWS rows, of several sequences if one is shorter; a longest sequence above LARGEST, where a rule
+# has one, runs the tiled kernels instead, whose loops are two stages deep unless num_stages says otherwise. float32
+# dots run on the ordinary multipliers unless TF32 is allowed: small tiles. Chosen so that nothing spills and, among
+# such, that enough warps stay resident: compiled, not timed, a tuner's first candidates.
+# fmt: off
 TABLE: dict[str, Rules] = {
     "attention_forward_tile": {
         0: [
-            ({"bytes": 2, "rows": 64}, {"LARGEST": 64, "ROWS": 64, "num_warps": 4, "num_stages": 1}),
-            ({"bytes": 2, "dropout": 0}, {"LARGEST": 128, "ROWS": 128, "num_warps": 8, "num_stages": 1}),
-            ({}, {"LARGEST": 64, "ROWS": 64, "num_warps": 8, "num_stages": 1}),
+            ({"bytes": 2, "rows": 16}, {"ROWS": 64, "num_warps": 4}),
+            ({"bytes": 2, "rows": 32}, {"ROWS": 32, "num_warps": 4}),
+            ({"bytes": 2, "rows": 64}, {"ROWS": 64, "num_warps": 4}),
+            ({"bytes": 2, "rows": 128, "dropout": 0, "masked": 0}, {"ROWS": 128, "num_warps": 8}),
+            ({"rows": 16, "d": 64}, {"ROWS": 32, "num_warps": 4}),
+            ({"rows": 16}, {"ROWS": 16, "num_warps": 2}),
+            ({"rows": 32, "d": 64}, {"ROWS": 32, "num_warps": 4}),
+            ({}, {"LARGEST": 0, "ROWS": 64, "num_warps": 8}),
+        ],
+        80: [
+            ({"bytes": 2, "rows": 16}, {"ROWS": 64, "num_warps": 4}),
+            ({"bytes": 2, "rows": 32}, {"ROWS": 32, "num_warps": 4}),
+            ({"bytes": 2, "rows": 64, "d": 32, "masked": 0}, {"ROWS": 64, "num_warps": 4, "max_registers": 80}),
+            ({"bytes": 2, "rows": 64, "d": 64}, {"ROWS": 64, "num_warps": 4, "max_registers": 128}),
+            ({"bytes": 2, "rows": 64}, {"ROWS": 64, "num_warps": 4}),
+            ({"rows": 16, "d": 64}, {"ROWS": 32, "num_warps": 4}),
+            ({"rows": 16}, {"ROWS": 16, "num_warps": 2}),
+            ({"rows": 32, "d": 64}, {"ROWS": 32, "num_warps": 4}),
+            ({}, {"LARGEST": 0, "ROWS": 64, "num_warps": 8}),
+        ],
+        90: [
+            ({"bytes": 2, "rows": 16}, {"ROWS": 64, "num_warps": 4}),
+            ({"bytes": 2, "rows": 32}, {"ROWS": 32, "num_warps": 4}),
+            ({"bytes": 2, "rows": 64, "d": 64, "masked": 0}, {"ROWS": 64, "num_warps": 4, "max_registers": 96}),
+            ({"bytes": 2, "rows": 64, "masked": 0}, {"ROWS": 64, "num_warps": 4, "max_registers": 128}),
+            ({"bytes": 2, "rows": 64}, {"ROWS": 64, "num_warps": 4}),
+            ({"bytes": 2, "rows": 128, "dropout": 0, "masked": 0}, {"ROWS": 128, "num_warps": 8, "max_registers": 128}),
+            ({"rows": 16, "d": 64}, {"ROWS": 32, "num_warps": 4}),
+            ({"rows": 16}, {"ROWS": 16, "num_warps": 2}),
+            ({"rows": 32, "d": 64}, {"ROWS": 32, "num_warps": 4}),
+            ({}, {"LARGEST": 0, "ROWS": 64, "num_warps": 8}),
+        ],
+        100: [
+            ({"bytes": 2, "rows": 16}, {"ROWS": 64, "num_warps": 4}),
+            ({"bytes": 2, "rows": 32}, {"ROWS": 32, "num_warps": 4}),
+            ({"bytes": 2, "rows": 64, "d": 64, "masked": 0}, {"ROWS": 64, "num_warps": 4, "max_registers": 128}),
+            ({"bytes": 2, "rows": 64}, {"ROWS": 64, "num_warps": 4}),
+            ({"bytes": 2, "rows": 128, "d": 64, "masked": 0}, {"ROWS": 128, "num_warps": 8, "max_registers": 128}),
+            ({"bytes": 2, "rows": 128, "dropout": 0, "masked": 0}, {"ROWS": 128, "num_warps": 8}),
+            ({"rows": 16, "d": 64}, {"ROWS": 32, "num_warps": 4}),
+            ({"rows": 16}, {"ROWS": 16, "num_warps": 2}),
+            ({"rows": 32, "d": 64}, {"ROWS": 32, "num_warps": 4}),
+            ({}, {"LARGEST": 0, "ROWS": 64, "num_warps": 8}),
         ],
     },
     "attention_forward_loop": {
         0: [
-            ({"bytes": 2}, {"BLOCK_M": 128, "BLOCK_N": 64, "num_warps": 8, "num_stages": 2}),
-            ({}, {"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 8, "num_stages": 1}),
+            ({"bytes": 2}, {"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 4}),
+            ({"d": 64}, {"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 8, "num_stages": 1, "max_registers": 128}),
+            ({}, {"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 1}),
         ],
-    },
-    # With dropout, 64 keys at a time spill where dots take their operands from registers.
-    "attention_backward_tile": {
-        0: [
-            (
-                {"bytes": 2, "rows": 64, "dropout": 0},
-                {"LARGEST": 64, "ROWS": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 1},
-            ),
-            ({"bytes": 2, "rows": 64}, {"LARGEST": 64, "ROWS": 64, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1}),
-            ({"bytes": 2}, {"LARGEST": 128, "ROWS": 128, "BLOCK_N": 32, "num_warps": 8, "num_stages": 1}),
-            ({}, {"LARGEST": 64, "ROWS": 64, "BLOCK_N": 64, "num_warps": 8, "num_stages": 1}),
+        80: [
+            ({"bytes": 2, "d": 32, "masked": 0}, {"BLOCK_M": 128, "BLOCK_N": 64, "num_warps": 8, "max_registers": 128}),
+            ({"bytes": 2, "d": 32}, {"BLOCK_M": 128, "BLOCK_N": 32, "num_warps": 8, "max_registers": 128}),
+            ({"bytes": 2, "d": 64, "masked": 0}, {"BLOCK_M": 128, "BLOCK_N": 32, "num_warps": 8, "max_registers": 128}),
+            ({"bytes": 2}, {"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 4}),
+            ({"d": 64}, {"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 8, "num_stages": 1, "max_registers": 128}),
+            ({}, {"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 1}),
+        ],
+        86: [
+            ({"bytes": 2, "d": 32, "masked": 0}, {"BLOCK_M": 128, "BLOCK_N": 64, "num_warps": 8, "max_registers": 128}),
+            ({"bytes": 2, "d": 32}, {"BLOCK_M": 128, "BLOCK_N": 32, "num_warps": 8, "max_registers": 128}),
+            ({"bytes": 2, "d": 64, "dropout": 0, "masked": 0},
+             {"BLOCK_M": 128, "BLOCK_N": 32, "num_warps": 8, "max_registers": 128}),
+            ({"bytes": 2, "d": 64, "masked": 0}, {"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 4, "max_registers": 168}),
+            ({"bytes": 2}, {"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 4}),
+            ({"d": 64}, {"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 8, "num_stages": 1, "max_registers": 128}),
+            ({}, {"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 1}),
+        ],
+        89: [
+            ({"bytes": 2, "d": 32, "masked": 0}, {"BLOCK_M": 128, "BLOCK_N": 64, "num_warps": 8, "max_registers": 128}),
+            ({"bytes": 2, "d": 32}, {"BLOCK_M": 128, "BLOCK_N": 32, "num_warps": 8, "max_registers": 128}),
+            ({"bytes": 2, "d": 64, "dropout": 0, "masked": 0},
+             {"BLOCK_M": 128, "BLOCK_N": 32, "num_warps": 8, "max_registers": 128}),
+            ({"bytes": 2, "d": 64, "masked": 0}, {"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 4, "max_registers": 168}),
+            ({"bytes": 2}, {"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 4}),
+            ({"d": 64}, {"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 8, "num_stages": 1, "max_registers": 128}),
+            ({}, {"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 1}),
         ],
         90: [
-            ({"bytes": 2, "rows": 64}, {"LARGEST": 64, "ROWS": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 1}),
-            ({"bytes": 2}, {"LARGEST": 128, "ROWS": 128, "BLOCK_N": 32, "num_warps": 8, "num_stages": 1}),
-            ({}, {"LARGEST": 64, "ROWS": 64, "BLOCK_N": 64, "num_warps": 8, "num_stages": 1}),
+            ({"bytes": 2, "d": 64, "masked": 0}, {"BLOCK_M": 128, "BLOCK_N": 64, "num_warps": 8, "max_registers": 128}),
+            ({"bytes": 2, "d": 32}, {"BLOCK_M": 128, "BLOCK_N": 32, "num_warps": 8, "max_registers": 128}),
+            ({"bytes": 2, "d": 64}, {"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 4, "max_registers": 168}),
+            ({"bytes": 2, "masked": 0}, {"BLOCK_M": 128, "BLOCK_N": 32, "num_warps": 8, "max_registers": 128}),
+            ({"bytes": 2}, {"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 4}),
+            ({"d": 64}, {"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 8, "num_stages": 1, "max_registers": 128}),
+            ({}, {"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 1}),
         ],
         100: [
-            ({"bytes": 2, "rows": 64}, {"LARGEST": 64, "ROWS": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 1}),
-            ({"bytes": 2}, {"LARGEST": 128, "ROWS": 128, "BLOCK_N": 32, "num_warps": 8, "num_stages": 1}),
-            ({}, {"LARGEST": 64, "ROWS": 64, "BLOCK_N": 64, "num_warps": 8, "num_stages": 1}),
+            ({"bytes": 2, "d": 64, "masked": 0}, {"BLOCK_M": 128, "BLOCK_N": 32, "num_warps": 8, "max_registers": 128}),
+            ({"bytes": 2}, {"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 4}),
+            ({"d": 64}, {"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 8, "num_stages": 1, "max_registers": 128}),
+            ({}, {"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 1}),
+        ],
+    },
+    "attention_backward_tile": {
+        0: [
+            ({"bytes": 2, "rows": 16, "d": 64}, {"ROWS": 32, "BLOCK_N": 32, "num_warps": 2}),
+            ({"bytes": 2, "rows": 16}, {"ROWS": 16, "BLOCK_N": 16, "num_warps": 2}),
+            ({"bytes": 2, "rows": 32}, {"ROWS": 32, "BLOCK_N": 32, "num_warps": 4}),
+            ({"bytes": 2, "rows": 64}, {"ROWS": 64, "BLOCK_N": 32, "num_warps": 4}),
+            ({"bytes": 2, "rows": 128}, {"ROWS": 128, "BLOCK_N": 16, "num_warps": 8}),
+            ({"rows": 16, "d": 64}, {"ROWS": 32, "BLOCK_N": 32, "num_warps": 4}),
+            ({"rows": 16}, {"ROWS": 16, "BLOCK_N": 16, "num_warps": 4}),
+            ({"rows": 32, "d": 64}, {"ROWS": 32, "BLOCK_N": 32, "num_warps": 8}),
+            ({}, {"LARGEST": 0, "ROWS": 64, "BLOCK_N": 32, "num_warps": 8}),
+        ],
+        80: [
+            ({"bytes": 2, "rows": 16, "d": 64, "masked": 0}, {"ROWS": 32, "BLOCK_N": 32, "num_warps": 2}),
+            ({"bytes": 2, "rows": 16, "d": 64}, {"ROWS": 16, "BLOCK_N": 16, "num_warps": 1}),
+            ({"bytes": 2, "rows": 16}, {"ROWS": 16, "BLOCK_N": 16, "num_warps": 2}),
+            ({"bytes": 2, "rows": 32}, {"ROWS": 32, "BLOCK_N": 32, "num_warps": 4}),
+            ({"bytes": 2, "rows": 64, "d": 32, "dropout": 0, "masked": 0},
+             {"ROWS": 64, "BLOCK_N": 64, "num_warps": 4, "max_registers": 128}),
+            ({"bytes": 2, "rows": 64, "d": 32}, {"ROWS": 64, "BLOCK_N": 64, "num_warps": 4, "max_registers": 168}),
+            ({"bytes": 2, "rows": 64, "d": 64, "masked": 0},
+             {"ROWS": 64, "BLOCK_N": 32, "num_warps": 4, "max_registers": 168}),
+            ({"bytes": 2, "rows": 64}, {"ROWS": 64, "BLOCK_N": 32, "num_warps": 4}),
+            ({"bytes": 2, "rows": 128, "d": 32, "dropout": 0, "masked": 0},
+             {"ROWS": 128, "BLOCK_N": 32, "num_warps": 8, "max_registers": 128}),
+            ({"bytes": 2, "rows": 128, "d": 64, "dropout": 0, "masked": 0},
+             {"ROWS": 128, "BLOCK_N": 16, "num_warps": 8, "max_registers": 128}),
+            ({"bytes": 2, "rows": 128}, {"ROWS": 128, "BLOCK_N": 32, "num_warps": 8}),
+            ({"rows": 16, "d": 64}, {"ROWS": 32, "BLOCK_N": 32, "num_warps": 4}),
+            ({"rows": 16}, {"ROWS": 16, "BLOCK_N": 16, "num_warps": 4}),
+            ({"rows": 32, "d": 64}, {"ROWS": 32, "BLOCK_N": 32, "num_warps": 8}),
+            ({}, {"LARGEST": 0, "ROWS": 64, "BLOCK_N": 32, "num_warps": 8}),
+        ],
+        90: [
+            ({"bytes": 2, "rows": 16, "d": 64, "masked": 0}, {"ROWS": 32, "BLOCK_N": 32, "num_warps": 2}),
+            ({"bytes": 2, "rows": 16, "d": 64}, {"ROWS": 16, "BLOCK_N": 16, "num_warps": 1}),
+            ({"bytes": 2, "rows": 16}, {"ROWS": 16, "BLOCK_N": 16, "num_warps": 2}),
+            ({"bytes": 2, "rows": 32}, {"ROWS": 32, "BLOCK_N": 32, "num_warps": 4}),
+            ({"bytes": 2, "rows": 64, "d": 32}, {"ROWS": 64, "BLOCK_N": 64, "num_warps": 4, "max_registers": 128}),
+            ({"bytes": 2, "rows": 64, "d": 64, "dropout": 0},
+             {"ROWS": 64, "BLOCK_N": 64, "num_warps": 4, "max_registers": 128}),
+            ({"bytes": 2, "rows": 64, "masked": 0}, {"ROWS": 64, "BLOCK_N": 64, "num_warps": 4, "max_registers": 168}),
+            ({"bytes": 2, "rows": 64}, {"ROWS": 64, "BLOCK_N": 64, "num_warps": 4}),
+            ({"bytes": 2, "rows": 128, "d": 32, "dropout": 0},
+             {"ROWS": 128, "BLOCK_N": 64, "num_warps": 8, "max_registers": 128}),
+            ({"bytes": 2, "rows": 128, "d": 32}, {"ROWS": 128, "BLOCK_N": 16, "num_warps": 8, "max_registers": 128}),
+            ({"bytes": 2, "rows": 128, "d": 64, "masked": 0},
+             {"ROWS": 128, "BLOCK_N": 32, "num_warps": 8, "max_registers": 128}),
+            ({"bytes": 2, "rows": 128}, {"ROWS": 128, "BLOCK_N": 32, "num_warps": 8}),
+            ({"rows": 16, "d": 64}, {"ROWS": 32, "BLOCK_N": 32, "num_warps": 4}),
+            ({"rows": 16}, {"ROWS": 16, "BLOCK_N": 16, "num_warps": 4}),
+            ({"rows": 32, "d": 64}, {"ROWS": 32, "BLOCK_N": 32, "num_warps": 8}),
+            ({}, {"LARGEST": 0, "ROWS": 64, "BLOCK_N": 32, "num_warps": 8}),
+        ],
+        100: [
+            ({"bytes": 2, "rows": 16, "d": 64, "masked": 0}, {"ROWS": 32, "BLOCK_N": 32, "num_warps": 2}),
+            ({"bytes": 2, "rows": 16, "d": 64}, {"ROWS": 16, "BLOCK_N": 16, "num_warps": 1}),
+            ({"bytes": 2, "rows": 16}, {"ROWS": 16, "BLOCK_N": 16, "num_warps": 2}),
+            ({"bytes": 2, "rows": 32}, {"ROWS": 32, "BLOCK_N": 32, "num_warps": 4}),
+            ({"bytes": 2, "rows": 64, "d": 64, "masked": 0},
+             {"ROWS": 64, "BLOCK_N": 64, "num_warps": 4, "max_registers": 128}),
+            ({"bytes": 2, "rows": 64, "d": 32}, {"ROWS": 64, "BLOCK_N": 32, "num_warps": 4}),
+            ({"bytes": 2, "rows": 64, "d": 64}, {"ROWS": 64, "BLOCK_N": 64, "num_warps": 8, "max_registers": 128}),
+            ({"bytes": 2, "rows": 64}, {"ROWS": 64, "BLOCK_N": 64, "num_warps": 8}),
+            ({"bytes": 2, "rows": 128, "d": 32, "dropout": 0, "masked": 0},
+             {"ROWS": 128, "BLOCK_N": 64, "num_warps": 8, "max_registers": 128}),
+            ({"bytes": 2, "rows": 128, "d": 32, "masked": 0},
+             {"ROWS": 128, "BLOCK_N": 32, "num_warps": 8, "max_registers": 128}),
+            ({"bytes": 2, "rows": 128, "d": 32}, {"ROWS": 128, "BLOCK_N": 32, "num_warps": 8}),
+            ({"bytes": 2, "rows": 128, "d": 64, "dropout": 0, "masked": 0},
+             {"ROWS": 128, "BLOCK_N": 32, "num_warps": 8, "max_registers": 128}),
+            ({"bytes": 2, "rows": 128}, {"ROWS": 128, "BLOCK_N": 16, "num_warps": 8}),
+            ({"rows": 16, "d": 64}, {"ROWS": 32, "BLOCK_N": 32, "num_warps": 4}),
+            ({"rows": 16}, {"ROWS": 16, "BLOCK_N": 16, "num_warps": 4}),
+            ({"rows": 32, "d": 64}, {"ROWS": 32, "BLOCK_N": 32, "num_warps": 8}),
+            ({}, {"LARGEST": 0, "ROWS": 64, "BLOCK_N": 32, "num_warps": 8}),
+        ],
+        120: [
+            ({"bytes": 2, "rows": 16, "d": 64, "masked": 0}, {"ROWS": 32, "BLOCK_N": 32, "num_warps": 2}),
+            ({"bytes": 2, "rows": 16, "d": 64}, {"ROWS": 16, "BLOCK_N": 16, "num_warps": 1}),
+            ({"bytes": 2, "rows": 16}, {"ROWS": 16, "BLOCK_N": 16, "num_warps": 2}),
+            ({"bytes": 2, "rows": 32}, {"ROWS": 32, "BLOCK_N": 32, "num_warps": 4}),
+            ({"bytes": 2, "rows": 64, "d": 32}, {"ROWS": 64, "BLOCK_N": 64, "num_warps": 4}),
+            ({"bytes": 2, "rows": 64, "d": 64, "dropout": 0, "masked": 0},
+             {"ROWS": 64, "BLOCK_N": 32, "num_warps": 4, "max_registers": 168}),
+            ({"bytes": 2, "rows": 64}, {"ROWS": 64, "BLOCK_N": 32, "num_warps": 4}),
+            ({"bytes": 2, "rows": 128, "d": 32, "dropout": 0, "masked": 0},
+             {"ROWS": 128, "BLOCK_N": 32, "num_warps": 8, "max_registers": 128}),
+            ({"bytes": 2, "rows": 128}, {"ROWS": 128, "BLOCK_N": 16, "num_warps": 8}),
+            ({"rows": 16, "d": 64}, {"ROWS": 32, "BLOCK_N": 32, "num_warps": 4}),
+            ({"rows": 16}, {"ROWS": 16, "BLOCK_N": 16, "num_warps": 4}),
+            ({"rows": 32, "d": 64}, {"ROWS": 32, "BLOCK_N": 32, "num_warps": 8}),
+            ({}, {"LARGEST": 0, "ROWS": 64, "BLOCK_N": 32, "num_warps": 8}),
         ],
     },
     "attention_backward_queries": {
         0: [
-            ({"bytes": 2}, {"BLOCK_M": 128, "BLOCK_N": 64, "num_warps": 8, "num_stages": 2}),
-            ({}, {"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 8, "num_stages": 1}),
+            ({"bytes": 2}, {"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 4}),
+            ({"d": 32}, {"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 8, "num_stages": 1}),
+            ({"d": 64}, {"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 1}),
+            ({}, {"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 8, "num_stages": 1}),
+        ],
+        80: [
+            ({"bytes": 2, "d": 32, "dropout": 0, "masked": 0},
+             {"BLOCK_M": 128, "BLOCK_N": 32, "num_warps": 8, "max_registers": 128}),
+            ({"bytes": 2, "d": 32}, {"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 4, "max_registers": 168}),
+            ({"bytes": 2, "d": 64, "dropout": 0, "masked": 0},
+             {"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 4, "max_registers": 168}),
+            ({"bytes": 2, "d": 64}, {"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 4}),
+            ({"bytes": 2}, {"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 8}),
+            ({"d": 32}, {"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 8, "num_stages": 1}),
+            ({"d": 64}, {"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 1}),
+            ({}, {"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 8, "num_stages": 1}),
+        ],
+        90: [
+            ({"bytes": 2, "d": 64, "dropout": 0, "masked": 0},
+             {"BLOCK_M": 128, "BLOCK_N": 64, "num_warps": 8, "max_registers": 128}),
+            ({"bytes": 2, "d": 32}, {"BLOCK_M": 128, "BLOCK_N": 32, "num_warps": 8, "max_registers": 128}),
+            ({"bytes": 2, "d": 64, "masked": 0}, {"BLOCK_M": 128, "BLOCK_N": 32, "num_warps": 8, "max_registers": 128}),
+            ({"bytes": 2, "d": 64}, {"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 4}),
+            ({"bytes": 2, "dropout": 0}, {"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 4, "max_registers": 168}),
+            ({"bytes": 2}, {"BLOCK_M": 128, "BLOCK_N": 32, "num_warps": 8}),
+            ({"d": 32}, {"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 8, "num_stages": 1}),
+            ({"d": 64}, {"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 1}),
+            ({}, {"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 8, "num_stages": 1}),
+        ],
+        100: [
+            ({"bytes": 2, "d": 64, "dropout": 0, "masked": 0},
+             {"BLOCK_M": 128, "BLOCK_N": 64, "num_warps": 8, "max_registers": 128}),
+            ({"bytes": 2, "d": 64, "masked": 0}, {"BLOCK_M": 128, "BLOCK_N": 32, "num_warps": 8, "max_registers": 128}),
+            ({"bytes": 2}, {"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 8}),
+            ({"d": 32}, {"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 8, "num_stages": 1}),
+            ({"d": 64}, {"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 1}),
+            ({}, {"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 8, "num_stages": 1}),
+        ],
+        120: [
+            ({"bytes": 2, "d": 32}, {"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 4}),
+            ({"bytes": 2, "d": 64}, {"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 4}),
+            ({"bytes": 2}, {"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 8}),
+            ({"d": 32}, {"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 8, "num_stages": 1}),
+            ({"d": 64}, {"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 1}),
+            ({}, {"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 8, "num_stages": 1}),
         ],
     },
     "attention_backward_keys": {
         0: [
-            ({"bytes": 2}, {"BLOCK_M": 32, "BLOCK_N": 128, "num_warps": 8, "num_stages": 2}),
-            ({}, {"BLOCK_M": 32, "BLOCK_N": 64, "num_warps": 8, "num_stages": 1}),
+            ({"bytes": 2, "d": 64}, {"BLOCK_M": 32, "BLOCK_N": 64, "num_warps": 4}),
+            ({"bytes": 2}, {"BLOCK_M": 32, "BLOCK_N": 64, "num_warps": 8}),
+            ({"d": 64}, {"BLOCK_M": 32, "BLOCK_N": 64, "num_warps": 8, "num_stages": 1}),
+            ({}, {"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 8, "num_stages": 1}),
+        ],
+        80: [
+            ({"bytes": 2, "d": 32, "masked": 0}, {"BLOCK_M": 32, "BLOCK_N": 128, "num_warps": 8, "max_registers": 128}),
+            ({"bytes": 2, "d": 32}, {"BLOCK_M": 16, "BLOCK_N": 128, "num_warps": 8, "max_registers": 128}),
+            ({"bytes": 2, "d": 64, "dropout": 0, "masked": 0},
+             {"BLOCK_M": 32, "BLOCK_N": 64, "num_warps": 4, "max_registers": 168}),
+            ({"bytes": 2, "d": 64, "masked": 0}, {"BLOCK_M": 16, "BLOCK_N": 64, "num_warps": 4, "max_registers": 168}),
+            ({"bytes": 2}, {"BLOCK_M": 32, "BLOCK_N": 64, "num_warps": 8}),
+            ({"d": 64}, {"BLOCK_M": 32, "BLOCK_N": 64, "num_warps": 8, "num_stages": 1}),
+            ({}, {"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 8, "num_stages": 1}),
+        ],
+        90: [
+            ({"bytes": 2, "d": 32}, {"BLOCK_M": 32, "BLOCK_N": 128, "num_warps": 8, "max_registers": 128}),
+            ({"bytes": 2, "d": 64, "dropout": 0, "masked": 0},
+             {"BLOCK_M": 32, "BLOCK_N": 128, "num_warps": 8, "max_registers": 128}),
+            ({"bytes": 2, "d": 64}, {"BLOCK_M": 32, "BLOCK_N": 64, "num_warps": 4, "max_registers": 168}),
+            ({"bytes": 2}, {"BLOCK_M": 32, "BLOCK_N": 128, "num_warps": 8}),
+            ({"d": 64}, {"BLOCK_M": 32, "BLOCK_N": 64, "num_warps": 8, "num_stages": 1}),
+            ({}, {"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 8, "num_stages": 1}),
+        ],
+        100: [
+            ({"bytes": 2, "d": 64}, {"BLOCK_M": 32, "BLOCK_N": 128, "num_warps": 8, "max_registers": 128}),
+            ({"bytes": 2}, {"BLOCK_M": 32, "BLOCK_N": 64, "num_warps": 8}),
+            ({"d": 64}, {"BLOCK_M": 32, "BLOCK_N": 64, "num_warps": 8, "num_stages": 1}),
+            ({}, {"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 8, "num_stages": 1}),
+        ],
+        120: [
+            ({"bytes": 2, "d": 64}, {"BLOCK_M": 32, "BLOCK_N": 64, "num_warps": 4}),
+            ({"bytes": 2}, {"BLOCK_M": 32, "BLOCK_N": 64, "num_warps": 8}),
+            ({"d": 64}, {"BLOCK_M": 32, "BLOCK_N": 64, "num_warps": 8, "num_stages": 1}),
+            ({}, {"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 8, "num_stages": 1}),
         ],
     },
     "attention_backward_bias": {
         0: [
-            ({"bytes": 2}, {"BLOCK": 64, "num_warps": 4, "num_stages": 1}),
-            ({}, {"BLOCK": 32, "num_warps": 4, "num_stages": 1}),
+            ({"bytes": 2}, {"BLOCK": 64, "num_warps": 8}),
+            ({"d": 64}, {"BLOCK": 32, "num_warps": 4}),
+            ({}, {"BLOCK": 16, "num_warps": 4}),
+        ],
+        80: [
+            ({"bytes": 2}, {"BLOCK": 64, "num_warps": 8}),
+            ({"d": 64}, {"BLOCK": 32, "num_warps": 4}),
+            ({}, {"BLOCK": 16, "num_warps": 4}),
+        ],
+        90: [
+            ({"bytes": 2}, {"BLOCK": 64, "num_warps": 8}),
+            ({"d": 64}, {"BLOCK": 32, "num_warps": 4}),
+            ({}, {"BLOCK": 16, "num_warps": 4}),
+        ],
+        100: [
+            ({"bytes": 2}, {"BLOCK": 64, "num_warps": 4}),
+            ({"d": 64}, {"BLOCK": 32, "num_warps": 4}),
+            ({}, {"BLOCK": 16, "num_warps": 4}),
         ],
     },
+    # fmt: on
     # LayerNorm: VALUES of a row in one thread at most. The backward's grid is persistent and must fit: with `values`
     # held, a multiprocessor takes RESIDENT_WARPS of max_registers (65,536 are 20 warps of 96 or 16 of 128).
     "layer_norm_forward": {0: [({}, {"VALUES": 32, "num_warps": 4})]},
@@ -126,8 +382,9 @@ def _lookup(kernel: str, capability: int, facts: tuple[tuple[str, int], ...]) ->
 
 
 def launch_options(chosen: dict[str, int]) -> dict[str, int]:
-    """The part of ``chosen`` that Triton itself takes."""
-    options = {name: chosen[name] for name in ("num_warps", "num_stages") if name in chosen}
-    if chosen.get("max_registers") and not triton.knobs.runtime.interpret:
+    """The part of ``chosen`` that Triton itself takes. It is asked to fuse multiply-adds: the default is to change."""
+    options: dict[str, int] = {"enable_fp_fusion": True}
+    options.update((name, chosen[name]) for name in ("num_warps", "num_stages") if name in chosen)
+    if "max_registers" in chosen:
         options["maxnreg"] = chosen["max_registers"]
     return options

@@ -1,6 +1,6 @@
 """Compile the production kernels for GPUs that are not here, and read from the machine code what they need.
 
-    python tests/kernels/compiled.py [--arch 80 90] [--dtype bfloat16] [--only attention] [--json]
+    python tests/kernels/compiled.py [--arch 80 90] [--dtype bfloat16] [--only "attention D=64"] [--json]
 
 A kernel's registers, spills and load widths depend on facts of the launch (alignment of pointers, strides that are
 constants), so nothing here imitates a launch: the launchers themselves run, on small CPU tensors, under a stand-in
@@ -56,9 +56,12 @@ CHIPS = {
 }
 
 
+TENSOR_MEMORY = 512  # columns of a multiprocessor's tensor memory, where a chip has one
+
+
 @dataclasses.dataclass
 class Resources:
-    """One compiled kernel. Loads: instructions from global memory by bits a thread, copies to shared included."""
+    """One compiled kernel. ``loads``: instructions that read global memory (also into shared), by bits a thread."""
 
     case: str
     kernel: str
@@ -69,6 +72,7 @@ class Resources:
     spills: int  # instructions that read or write local memory
     stack: int  # bytes a thread
     shared: int  # bytes a block
+    tensor_memory: int  # columns a block (sm_100)
     blocks: int  # that fit on a multiprocessor
     instructions: int
     loads: dict[str, int]
@@ -117,7 +121,6 @@ def compiling_for(capability: int) -> Iterator[list[tuple[str, object]]]:
         yield kept
     finally:
         JITFunction.run = run
-        triton.runtime.driver.reset_active = None  # a stand-in has no default to return to
 
 
 def resources(case: str, name: str, compiled, capability: int, dtype: str) -> Resources:
@@ -132,21 +135,24 @@ def resources(case: str, name: str, compiled, capability: int, dtype: str) -> Re
     usage = re.search(r"REG:(\d+) STACK:(\d+)", text)
     opcodes = collections.Counter(re.findall(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)", text, re.M))
     warps, shared, registers = compiled.metadata.num_warps, compiled.metadata.shared, int(usage[1])
+    columns = getattr(compiled.metadata, "tmem_size", 0) or 0
+    blocks = blocks_that_fit(CHIPS[capability], warps, registers, shared, columns)
     return Resources(
         case=case, kernel=name, capability=capability, dtype=dtype, warps=warps, registers=registers,
         spills=sum(n for op, n in opcodes.items() if op.split(".")[0] in ("STL", "LDL")), stack=int(usage[2]),
-        shared=shared, blocks=blocks_that_fit(CHIPS[capability], warps, registers, shared),
+        shared=shared, tensor_memory=columns, blocks=blocks,
         instructions=sum(opcodes.values()), loads=_loads(opcodes),
         matrix={op: n for op, n in sorted(opcodes.items()) if re.match(r"(HMMA|HGMMA|UTC\w*MMA)\b", op)},
     )  # fmt: skip
 
 
-def blocks_that_fit(chip: Chip, warps: int, registers: int, shared: int) -> int:
+def blocks_that_fit(chip: Chip, warps: int, registers: int, shared: int, columns: int = 0) -> int:
     """Blocks a multiprocessor holds at once. Registers are given out to warps 256 at a time."""
     a_warp = -(-registers * 32 // 256) * 256
     by_registers = chip.registers // a_warp // warps
     by_shared = chip.shared // (shared + 1024) if shared <= chip.block_shared else 0
-    return min(by_registers, by_shared, chip.warps // warps, chip.blocks)
+    by_columns = TENSOR_MEMORY // columns if columns else chip.blocks
+    return min(by_registers, by_shared, by_columns, chip.warps // warps, chip.blocks)
 
 
 def _loads(opcodes: collections.Counter[str]) -> dict[str, int]:
@@ -164,7 +170,7 @@ def _loads(opcodes: collections.Counter[str]) -> dict[str, int]:
 def measure(
     capabilities: tuple[int, ...] = CAPABILITIES, dtypes: tuple[str, ...] = ("bfloat16",), only: str = ""
 ) -> Iterator[Resources]:
-    """Compiles every case whose file or name contains ``only``, for each capability and dtype."""
+    """Compiles every case whose "file name" matches ``only``, a regular expression, for each capability and dtype."""
     if os.environ.get("TRITON_INTERPRET") == "1":
         raise RuntimeError("TRITON_INTERPRET=1: interpreted kernels cannot be compiled; unset it for this process")
     for path in sorted(Path(__file__).parent.glob("cases_*.py")):
@@ -173,7 +179,7 @@ def measure(
         spec.loader.exec_module(module)
         for dtype in dtypes:
             for name, launch in module.cases(DTYPES[dtype]):
-                if only not in f"{path.stem} {name}":
+                if not re.search(only, f"{path.stem} {name}"):
                     continue
                 for capability in capabilities:
                     with compiling_for(capability) as kept, _quiet():
@@ -196,26 +202,14 @@ def _quiet() -> Iterator[None]:
 
 def table(rows: list[Resources]) -> str:
     """The rows as aligned text."""
-    head = [
-        "case",
-        "kernel",
-        "sm",
-        "dtype",
-        "warps",
-        "regs",
-        "spills",
-        "stack",
-        "shared",
-        "blocks/SM",
-        "loads",
-        "matrix",
-    ]
+    head = ["case", "kernel", "sm", "dtype", "warps", "regs", "spills", "stack", "shared", "tmem", "blocks/SM"]
+    head += ["loads", "matrix"]
     lines = [head]
     for r in rows:
         loads = " ".join(f"{n}x{bits}" for bits, n in r.loads.items())
         matrix = " ".join(f"{n}x{op}" for op, n in r.matrix.items())
-        lines.append([r.case, r.kernel, *map(str, (r.capability, r.dtype, r.warps, r.registers, r.spills, r.stack,
-                                                   r.shared, r.blocks)), loads, matrix])  # fmt: skip
+        numbers = (r.warps, r.registers, r.spills, r.stack, r.shared, r.tensor_memory, r.blocks)
+        lines.append([r.case, r.kernel, str(r.capability), r.dtype, *map(str, numbers), loads, matrix])
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
     return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines)
 
@@ -226,7 +220,7 @@ def main() -> None:
     )
     parser.add_argument("--arch", type=int, nargs="+", choices=CAPABILITIES, default=CAPABILITIES)
     parser.add_argument("--dtype", nargs="+", choices=list(DTYPES), default=["bfloat16"])
-    parser.add_argument("--only", default="", help="part of a case file's or a case's name")
+    parser.add_argument("--only", default="", help="a regular expression for case files and cases")
     parser.add_argument("--json", action="store_true", help="one JSON object a line instead of a table")
     options = parser.parse_args()
     found = []
