@@ -1,7 +1,8 @@
 """Which implementation of an op can run here and why not: the one place where a backend is chosen.
 
 Every op has PyTorch's ops ("reference", which always run) and at most one kernel for GPUs: Triton ("triton", tiles) or
-the C++/CUDA extension ("cuda", gathers and scans). A kernel is rejected by a list of reasons, kept for ``explain``.
+the C++/CUDA extension ("cuda", gathers and scans). A kernel is rejected by a list of reasons, kept for ``explain``. On
+CPU some ops have C++ of the extension, which runs unless "reference" is asked for.
 """
 
 import functools
@@ -102,8 +103,17 @@ def give_up(op: str, error: Exception) -> None:
     warnings.warn(f"{op} runs on PyTorch's ops: {_broken[op]}", RuntimeWarning, stacklevel=3)
 
 
+def note(op: str, chosen: str, kernel: str, reasons: list[str]) -> None:
+    """Keep for ``decisions`` what an op with host code chose, and what speaks against that code."""
+    _, others = _decisions.get(op, ("", {}))
+    _decisions[op] = (chosen, {**others, kernel: reasons} if reasons else others)
+
+
 def decisions() -> dict[str, tuple[str, dict[str, list[str]]]]:
-    """Per op, the backend that its last call ran on, and the reasons against its kernel."""
+    """Per op, the backend that its last call ran on, and the reasons against its kernels.
+
+    Besides those of ``use_backend`` it may be "extension": C++ code on the CPU.
+    """
     return dict(_decisions)
 
 

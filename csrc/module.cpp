@@ -4,7 +4,9 @@
 
 #include <optional>
 #include <string>
+#include <tuple>
 
+#include "host/attention.h"
 #include "host/checks.h"
 #include "host/fingerprint.h"
 #include "host/packing.h"
@@ -20,7 +22,7 @@ using Address = uintptr_t;
 using NoGil = py::call_guard<py::gil_scoped_release>;
 
 // Raise it with every change of a signature below; bert_fast/extension.py refuses an extension of another number.
-constexpr int kInterface = 1;
+constexpr int kInterface = 2;
 
 template <typename T>
 T* at(Address address) {
@@ -48,6 +50,18 @@ py::dict build_info() {
     return info;
 }
 
+using Rows = std::tuple<Address, int64_t, int64_t>;
+
+bert_fast::RowsOfHeads rows_of_heads(const Rows& x) {
+    return {at<char>(std::get<0>(x)), std::get<1>(x), std::get<2>(x)};
+}
+
+bert_fast::HostDType host_dtype_named(const std::string& name) {
+    if (name == "float32") return bert_fast::HostDType::kFloat32;
+    if (name == "bfloat16") return bert_fast::HostDType::kBFloat16;
+    throw std::invalid_argument("dtype must be float32 or bfloat16, got " + name);
+}
+
 void bind_host(py::module_& m) {
     m.def(
         "unpad",
@@ -68,6 +82,23 @@ void bind_host(py::module_& m) {
         "lengths int64 [n] -> order int64 [n] (longest first), offsets int64 [n + 1]; returns the number of batches");
     m.def("fingerprint", &bert_fast::fingerprint, py::arg("pointers"), py::arg("nbytes"), py::arg("samples"), NoGil(),
           "64-bit hash of the buffers' sizes and of `samples` evenly spaced 8-byte words of each");
+    m.def("attention_instructions", &bert_fast::attention_instructions,
+          "the vector instructions that `attention` uses here: avx512, avx2, or nothing where it cannot run");
+    m.def(
+        "attention",
+        [](const Rows& q, const Rows& k, const Rows& v, const Rows& out, Address cu_seqlens, int64_t batch,
+           int64_t heads, int64_t head_dim, Address key_mask, float scale, const std::string& dtype, int threads,
+           Address parallel, const std::string& instructions) {
+            bert_fast::attention({rows_of_heads(q), rows_of_heads(k), rows_of_heads(v), rows_of_heads(out),
+                                  at<const int32_t>(cu_seqlens), batch, heads, head_dim, at<const uint8_t>(key_mask),
+                                  scale, host_dtype_named(dtype)},
+                                 threads, reinterpret_cast<bert_fast::ParallelFunction>(parallel), instructions);
+        },
+        py::arg("q"), py::arg("k"), py::arg("v"), py::arg("out"), py::arg("cu_seqlens"), py::arg("batch"),
+        py::arg("heads"), py::arg("head_dim"), py::arg("key_mask"), py::arg("scale"), py::arg("dtype"),
+        py::arg("threads"), py::arg("parallel"), py::arg("instructions"), NoGil(),
+        "softmax(scale q k^T) v within each sequence; q, k, v, out [T, N, D] as (address, bytes from row to row, from "
+        "head to head); parallel: the address of GOMP_parallel, 0 with one thread");
 }
 
 #ifdef BERT_FAST_NVCC

@@ -73,7 +73,8 @@ def run_case(op: str, case: Case, device: torch.device, dtype: torch.dtype) -> R
     """Runs one case; whatever goes wrong becomes the result's problem."""
     torch_state = torch.get_rng_state()
     torch.manual_seed(0)
-    before = backend.decisions().get(op)
+    name = op.partition(" ")[0]
+    before = backend.decisions().get(name)
     began = time.perf_counter()
     error, problem = None, None
     try:
@@ -92,7 +93,7 @@ def run_case(op: str, case: Case, device: torch.device, dtype: torch.dtype) -> R
     finally:
         torch.set_rng_state(torch_state)
     spent = 1000 * (time.perf_counter() - began)
-    after = backend.decisions().get(op)
+    after = backend.decisions().get(name)
     chosen, reasons = after if after is not None and after is not before else (_usual(op, device), {})
     if device.type == "cuda" and problem is None:
         idle = [name for name in reasons if not backend.reasons_against(name, device)]
@@ -219,6 +220,14 @@ CASES = {
         lambda **x: ops.attention(**x, max_seqlen=max(LENGTHS)),
         lambda **x: reference.attention(**x, max_seqlen=max(LENGTHS)),
         terms=HEAD_DIM,
+    ),
+    "attention (inference)": Case(
+        _attention_inputs,
+        lambda **x: ops.attention(**x, max_seqlen=max(LENGTHS)),
+        lambda **x: reference.attention(**x, max_seqlen=max(LENGTHS)),
+        terms=HEAD_DIM,
+        gradients=False,
+        cpu_only=True,
     ),
     "dropout_add_layer_norm": Case(
         _norm_inputs,

@@ -9,6 +9,7 @@ from torch.autograd.function import once_differentiable
 
 from bert_fast import backend, reference
 from bert_fast.ops.attention_groups import AttentionGroups
+from bert_fast.ops.attention_host import host_attention, host_attention_runs
 from bert_fast.ops.attention_torch import torch_attention
 from bert_fast.ops.library import below_autograd, compile_errors, define, dtype_reasons
 
@@ -82,6 +83,8 @@ def attention(
         return reference.attention(
             q, k, v, cu_seqlens, max_seqlen, scale=scale, bias=bias, key_mask=key_mask, **dropout
         )
+    if host_attention_runs(q, k, v, cu_seqlens, bias, p):
+        return host_attention(q, k, v, cu_seqlens, scale, key_mask)
     groups = plan if isinstance(plan, AttentionGroups) else None
     return torch_attention(q, k, v, cu_seqlens, max_seqlen, scale, bias, key_mask, p, groups)
 

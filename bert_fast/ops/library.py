@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 LIBRARY = torch.library.Library("bert_fast", "FRAGMENT")
 KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -36,6 +37,22 @@ def below_autograd(op: Callable, *args: Any) -> Any:
     """Call ``op`` as its gradient's forward must: without coming back to the gradient."""
     with torch._C._AutoDispatchBelowAutograd():
         return op(*args)
+
+
+def addressable(*tensors: Tensor) -> bool:
+    """Whether compiled code may be handed the tensors' memory: it is theirs, and nothing is being traced.
+
+    A tensor inside torch.func, a fake one and most subclasses have no memory of their own, and what a tracer records
+    are PyTorch's ops.
+    """
+    return not (
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or forward_ad._current_level >= 0
+        or any(type(x) not in (Tensor, torch.nn.Parameter) for x in tensors)
+    )
 
 
 def dtype_reasons(**tensors: Tensor | None) -> list[str]:

@@ -110,7 +110,7 @@ def test_nan_or_inf_of_hidden_keys_never_leaks(poison, path):
     q, k, v, cu_seqlens = inputs([5, 20, 3, 19])
     key_mask = torch.ones(47, dtype=torch.bool)
     key_mask[[0, 7, 24, 25, 27, 46]] = False
-    want = PATHS[path](q, k, v, cu_seqlens, 20, key_mask=key_mask)
+    want = PATHS[path](q.clone().requires_grad_(), k, v, cu_seqlens, 20, key_mask=key_mask)
     k[~key_mask], v[~key_mask] = poison, poison
     leaves = [t.requires_grad_() for t in (q, k, v)]
     got = PATHS[path](*leaves, cu_seqlens, 20, key_mask=key_mask)

@@ -1,0 +1,102 @@
+"""attention on CPU by the C++ extension: every head of every sequence where it lies, without copies or padding."""
+
+import ctypes
+import functools
+
+import torch
+from torch import Tensor
+
+from bert_fast import backend, extension
+from bert_fast.ops.library import addressable
+
+_DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+
+
+def host_attention_runs(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, bias: Tensor | None, p: float) -> bool:
+    """Whether :func:`host_attention` covers a call; what speaks against it is kept for ``backend.decisions``."""
+    if q.device.type != "cpu" or torch.compiler.is_compiling():
+        return False
+    against = []
+    if backend.requested() == "reference":
+        against.append("PyTorch's ops were asked for")
+    if not q.dtype == k.dtype == v.dtype or q.dtype not in _DTYPES:
+        against.append(f"q, k and v are {q.dtype}, {k.dtype}, {v.dtype}, not all float32 or all bfloat16")
+    if torch.is_grad_enabled():
+        against.append("gradients are enabled")
+    if bias is not None:
+        against.append("there is an additive bias")
+    if p > 0:
+        against.append("there is dropout")
+    if not addressable(q, k, v, cu_seqlens):
+        against.append("the tensors are being traced or transformed")
+    general = host_attention_reason()
+    if general is not None:
+        against.append(general)
+    backend.note("attention", "reference" if against else "extension", "extension", against)
+    return not against
+
+
+def host_attention_reason() -> str | None:
+    """Why the extension's attention cannot run in this process; None if it can."""
+    if extension.module() is None:
+        return extension.unavailable_reason()
+    if not _instructions():
+        return "the processor has neither AVX-512 nor AVX2"
+    if torch.get_num_threads() > 1 and not _parallel():
+        return "PyTorch's OpenMP runtime offers no GOMP_parallel"
+    return None
+
+
+def host_attention(
+    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, scale: float, key_mask: Tensor | None, instructions: str = ""
+) -> Tensor:
+    """See :func:`bert_fast.ops.attention`; ``[T, N, D]``. Rows beyond the last sequence's end are 0.
+
+    The result depends neither on the number of threads nor on the other sequences of the batch.
+
+    Args:
+        instructions: "avx512" or "avx2" for this one; the best there is by default.
+
+    Raises:
+        ValueError: ``cu_seqlens`` does not rise from 0 to at most T.
+    """
+    q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
+    cu_seqlens = cu_seqlens.contiguous()
+    tokens, heads, head_dim = q.shape
+    out = torch.empty(q.shape, dtype=q.dtype, device="cpu")
+    covered = int(cu_seqlens[-1])
+    if covered > tokens:
+        raise ValueError(f"cu_seqlens must end within the {tokens} rows of q, got {covered}")
+    if covered < tokens:
+        out[covered:] = 0
+    mask = None if key_mask is None else key_mask.contiguous()
+    threads = torch.get_num_threads()
+    extension.required().attention(
+        *((x.data_ptr(), x.stride(0) * x.element_size(), x.stride(1) * x.element_size()) for x in (q, k, v, out)),
+        cu_seqlens.data_ptr(),
+        cu_seqlens.shape[0] - 1,
+        heads,
+        head_dim,
+        0 if mask is None else mask.data_ptr(),
+        scale,
+        _DTYPES[q.dtype],
+        threads,
+        _parallel() if threads > 1 else 0,
+        instructions,
+    )
+    return out
+
+
+@functools.cache
+def _instructions() -> str:
+    return extension.required().attention_instructions()
+
+
+@functools.cache
+def _parallel() -> int:
+    """The address of GOMP_parallel in the OpenMP runtime that PyTorch has loaded; 0 if there is none to be found."""
+    try:
+        function = ctypes.CDLL(None).GOMP_parallel
+    except (AttributeError, OSError, TypeError):  # not there; no such runtime; Windows, which has no CDLL(None)
+        return 0
+    return ctypes.cast(function, ctypes.c_void_p).value or 0

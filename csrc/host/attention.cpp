@@ -1,0 +1,142 @@
+#include "host/attention.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cstdlib>
+#include <memory>
+#include <new>
+#include <numeric>
+
+#include "host/checks.h"
+
+namespace bert_fast {
+namespace {
+
+constexpr float kLog2E = 1.4426950408889634f;
+// Queries of an item where there are too few heads and sequences to keep every thread busy.
+constexpr int64_t kSplitRows = 64;
+
+std::vector<std::string> available() {
+    std::vector<std::string> names;
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+        __builtin_cpu_supports("avx512dq")) {
+        names.emplace_back("avx512");
+    }
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) names.emplace_back("avx2");
+#endif
+    return names;
+}
+
+const AttentionKernel& kernel_for(const std::string& instructions) {
+    const auto names = available();
+    const std::string wanted = instructions.empty() && !names.empty() ? names.front() : instructions;
+    if (std::find(names.begin(), names.end(), wanted) == names.end()) {
+        refuse("instructions must be among those of this machine, got " + (wanted.empty() ? "none" : wanted));
+    }
+#if defined(__x86_64__)
+    return wanted == "avx512" ? kAttentionAvx512 : kAttentionAvx2;
+#else
+    std::abort();  // no name is available
+#endif
+}
+
+void check(const AttentionCall& call, int threads, ParallelFunction parallel) {
+    require_at_least("batch", call.batch, 0);
+    require_at_least("heads", call.heads, 1);
+    require_at_least("head_dim", call.head_dim, 1);
+    require_at_least("threads", threads, 1);
+    require_pointer("parallel", reinterpret_cast<const void*>(parallel), threads > 1);
+    require_pointer("cu_seqlens", call.cu_seqlens, true);
+    if (call.cu_seqlens[0] != 0) refuse("cu_seqlens must begin with 0, got " + std::to_string(call.cu_seqlens[0]));
+    for (int64_t b = 0; b < call.batch; ++b) {
+        if (call.cu_seqlens[b + 1] < call.cu_seqlens[b]) {
+            refuse("cu_seqlens must not fall, got " + std::to_string(call.cu_seqlens[b]) + " before " +
+                   std::to_string(call.cu_seqlens[b + 1]));
+        }
+    }
+    const bool needed = call.cu_seqlens[call.batch] > 0;
+    require_pointer("q", call.q.data, needed);
+    require_pointer("k", call.k.data, needed);
+    require_pointer("v", call.v.data, needed);
+    require_pointer("out", call.out.data, needed);
+}
+
+RowsOfHeads at(const RowsOfHeads& x, int64_t row, int64_t head) {
+    return {x.data + row * x.row + head * x.head, x.row, x.head};
+}
+
+// The work of all threads: each takes the next sequence, head and range of queries until none is left. Items of the
+// longest sequences come first, so that no thread is left alone with one at the end.
+struct Job {
+    const AttentionCall& call;
+    void (*attend)(const AttentionItem&, float*);
+    std::vector<int64_t> sequences, ends;  // ends[i]: the number of items up to and with those of sequences[i]
+    int64_t split;
+    float* scratch;
+    int64_t scratch_of_thread;
+    std::atomic<int64_t> next_item{0}, next_thread{0};
+
+    void run(int64_t index, float* memory) const {
+        const auto found = std::upper_bound(ends.begin(), ends.end(), index);
+        const int64_t sequence = sequences[found - ends.begin()];
+        const int64_t within = index - (found == ends.begin() ? 0 : *(found - 1));
+        const int64_t start = call.cu_seqlens[sequence], length = call.cu_seqlens[sequence + 1] - start;
+        const int64_t head = within % call.heads, first = within / call.heads * split;
+        attend({at(call.q, start, head), at(call.k, start, head), at(call.v, start, head), at(call.out, start, head),
+                call.key_mask == nullptr ? nullptr : call.key_mask + start, length, first,
+                std::min(first + split, length), call.head_dim, call.scale * kLog2E},
+               memory);
+    }
+
+    void work() {
+        float* memory = scratch + next_thread++ * scratch_of_thread;
+        for (int64_t i = next_item++; i < ends.back(); i = next_item++) run(i, memory);
+    }
+};
+
+struct Free {
+    void operator()(float* p) const { std::free(p); }
+};
+
+}  // namespace
+
+std::string attention_instructions() {
+    const auto names = available();
+    return names.empty() ? "" : names.front();
+}
+
+void attention(const AttentionCall& call, int threads, ParallelFunction parallel, const std::string& instructions) {
+    const AttentionKernel& kernel = kernel_for(instructions);
+    check(call, threads, parallel);
+    const auto length = [&](int64_t b) -> int64_t { return call.cu_seqlens[b + 1] - call.cu_seqlens[b]; };
+    std::vector<int64_t> sequences;
+    for (int64_t b = 0; b < call.batch; ++b) {
+        if (length(b) > 0) sequences.push_back(b);
+    }
+    if (sequences.empty()) return;
+    std::stable_sort(sequences.begin(), sequences.end(), [&](int64_t a, int64_t b) { return length(a) > length(b); });
+
+    const int64_t longest = length(sequences.front());
+    const bool plenty = static_cast<int64_t>(sequences.size()) * call.heads >= 4 * threads;
+    const int64_t split = plenty || threads == 1 ? longest : kSplitRows;
+    std::vector<int64_t> ends;
+    int64_t items = 0;
+    for (const int64_t b : sequences) ends.push_back(items += (length(b) + split - 1) / split * call.heads);
+
+    threads = static_cast<int>(std::min<int64_t>(threads, items));
+    const int64_t floats = (kernel.scratch_floats(longest, call.head_dim) + 15) / 16 * 16;  // whole cache lines
+    const std::unique_ptr<float, Free> scratch(
+        static_cast<float*>(std::aligned_alloc(64, static_cast<size_t>(floats) * threads * sizeof(float))));
+    if (scratch == nullptr) throw std::bad_alloc();
+    Job job{call, call.dtype == HostDType::kFloat32 ? kernel.float32 : kernel.bfloat16, std::move(sequences),
+            std::move(ends), split, scratch.get(), floats};
+    if (threads == 1) {
+        job.work();
+    } else {
+        parallel([](void* data) { static_cast<Job*>(data)->work(); }, &job, static_cast<unsigned>(threads), 0);
+    }
+}
+
+}  // namespace bert_fast

@@ -1,0 +1,210 @@
+"""attention on CPU by the extension: against float64 and PyTorch's ops, and only where it may run."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numerics import assert_close_to_truth
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from bert_fast import backend, extension, ops, reference
+from bert_fast.ops import attention_host
+from bert_fast.ops.attention_host import host_attention, host_attention_reason, host_attention_runs
+
+pytestmark = pytest.mark.skipif(
+    extension.module() is None or host_attention_reason() is not None,
+    reason=f"the extension's attention cannot run here: {extension.module() and host_attention_reason()}",
+)
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+LENGTHS = [1, 7, 0, 16, 33, 100, 3, 64, 130]
+INSTRUCTIONS = ["avx2", "avx512"]
+
+
+@pytest.fixture(params=INSTRUCTIONS)
+def instructions(request):
+    best = extension.required().attention_instructions()
+    if request.param == "avx512" and best != "avx512":
+        pytest.skip("the processor has no AVX-512")
+    return request.param
+
+
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def inputs(lengths, head_dim=32, dtype=torch.float32, heads=3, seed=0, scale=1.0):
+    """q, k and v as views of one fused projection, as the model makes them."""
+    generator = torch.Generator().manual_seed(seed)
+    bounds = torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
+    qkv = torch.randn(int(bounds[-1]), 3, heads, head_dim, generator=generator) * scale
+    return *qkv.to(dtype).unbind(1), bounds
+
+
+def results(q, k, v, cu_seqlens, instructions="", key_mask=None, scale=None):
+    """What the extension, PyTorch's ops and float64 give."""
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    longest = int(cu_seqlens.diff().max())
+    options = {"scale": scale, "key_mask": key_mask}
+    truth = reference.attention(*(x.double() for x in (q, k, v)), cu_seqlens, longest, **options)
+    with backend.use_backend("reference"):
+        eager = ops.attention(q, k, v, cu_seqlens, longest, **options)
+    return host_attention(q, k, v, cu_seqlens, scale, key_mask, instructions), eager, truth
+
+
+@pytest.mark.parametrize("masked", [False, True], ids=["all_keys", "masked_keys"])
+@pytest.mark.parametrize("head_dim", [1, 5, 8, 12, 16, 24, 32, 40, 64, 80, 128])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_it_holds_the_contract(dtype, head_dim, masked, instructions):
+    *qkv, cu_seqlens = inputs(LENGTHS, head_dim, DTYPES[dtype])
+    key_mask = None
+    if masked:
+        key_mask = torch.rand(sum(LENGTHS), generator=torch.Generator().manual_seed(1)) < 0.6
+        key_mask[1:8] = False  # a sequence of which nothing is seen
+    got, eager, truth = results(*qkv, cu_seqlens, instructions, key_mask)
+    assert_close_to_truth(got, eager, truth, DTYPES[dtype], k=head_dim)
+    if masked:
+        assert not got[1:8].any()
+
+
+@given(
+    lengths=st.lists(st.integers(0, 90), min_size=1, max_size=7),
+    head_dim=st.integers(1, 70),
+    seed=st.integers(0, 2**32),
+    masked=st.booleans(),
+)
+@settings(max_examples=60, deadline=None)
+def test_any_batch_holds_the_contract(lengths, head_dim, seed, masked):
+    *qkv, cu_seqlens = inputs(lengths, head_dim, seed=seed)
+    key_mask = torch.rand(sum(lengths), generator=torch.Generator().manual_seed(seed)) < 0.5 if masked else None
+    for instructions in ("avx2", ""):
+        assert_close_to_truth(*results(*qkv, cu_seqlens, instructions, key_mask), torch.float32, k=head_dim)
+
+
+@pytest.mark.parametrize("scale", [30.0, 300.0], ids=["saturated", "one_hot"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_scores_far_apart(dtype, scale, instructions):
+    *qkv, cu_seqlens = inputs([50, 90], 64, DTYPES[dtype])
+    assert_close_to_truth(*results(*qkv, cu_seqlens, instructions, scale=scale), DTYPES[dtype], k=64)
+
+
+def test_equal_scores_average_the_values(instructions):
+    q, k, v, cu_seqlens = inputs([37])
+    got, *_ = results(torch.zeros_like(q), k, v, cu_seqlens, instructions)
+    torch.testing.assert_close(got, v.mean(0).expand_as(got), rtol=1e-5, atol=1e-6)
+
+
+def test_bfloat16_rounds_to_nearest_even(instructions):
+    """One key: the output is the value itself, through float32 and back."""
+    q, k, _, cu_seqlens = inputs([1] * 512, 32, torch.bfloat16, heads=1)
+    bits = torch.arange(2**14, dtype=torch.int32).reshape(512, 1, 32) * 4 + 3
+    v = bits.to(torch.int16).view(torch.bfloat16)
+    got, *_ = results(q, k, v, cu_seqlens, instructions)
+    finite = torch.isfinite(v)
+    assert torch.equal(got[finite], v[finite])
+    assert torch.equal(torch.isnan(got), torch.isnan(v))
+
+
+def test_nan_of_a_hidden_key_never_leaks_and_one_of_a_visible_key_shows(instructions):
+    q, k, v, cu_seqlens = inputs([20, 30])
+    key_mask = torch.ones(50, dtype=torch.bool)
+    key_mask[[3, 25]] = False
+    want, *_ = results(q, k, v, cu_seqlens, instructions, key_mask)
+    k[[3, 25]], v[[3, 25]] = float("nan"), float("inf")
+    got = host_attention(q, k, v, cu_seqlens, 32**-0.5, key_mask, instructions)
+    assert torch.equal(got, want)
+    key_mask[3] = True
+    got = host_attention(q, k, v, cu_seqlens, 32**-0.5, key_mask, instructions)
+    assert torch.isnan(got[:20]).all() and torch.equal(got[20:], want[20:])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_threads_and_company_change_no_bit(dtype, instructions, threads):
+    """A long sequence alone is split between threads; among many it is not."""
+    *qkv, cu_seqlens = inputs([300, *[9, 80, 17] * 5], 32, DTYPES[dtype], heads=2)
+    threads(1)
+    want = host_attention(*qkv, cu_seqlens, 0.2, None, instructions)
+    for count in (2, 3, 8):
+        threads(count)
+        assert torch.equal(host_attention(*qkv, cu_seqlens, 0.2, None, instructions), want)
+        alone = host_attention(*(x[:300] for x in qkv), cu_seqlens[:2], 0.2, None, instructions)
+        assert torch.equal(alone, want[:300])
+
+
+def test_rows_of_any_stride():
+    q, k, v, cu_seqlens = inputs([11, 20], 16)
+    want, *_ = results(q, k, v, cu_seqlens)
+    spread = [torch.randn(16, 3, 62).permute(2, 1, 0)[::2] for _ in range(3)]
+    for x, y in zip(spread, (q, k, v), strict=True):
+        x.copy_(y)
+    assert torch.equal(host_attention(*spread, cu_seqlens, 0.25, None), want)
+
+
+def test_no_tokens_no_sequences_and_rows_beyond_the_last():
+    q, k, v, cu_seqlens = inputs([0, 0])
+    assert host_attention(q, k, v, cu_seqlens, 1.0, None).shape == (0, 3, 32)
+    assert host_attention(q, k, v, cu_seqlens[:1], 1.0, None).shape == (0, 3, 32)
+    q, k, v, cu_seqlens = inputs([5, 7])
+    got = host_attention(q, k, v, cu_seqlens[:2], 0.2, None)
+    assert got[:5].any() and not got[5:].any()
+
+
+@pytest.mark.parametrize(
+    ("bounds", "said"),
+    [([0, 5, 13], "within the 12 rows"), ([0, 8, 5, 12], "must not fall"), ([1, 12], "must begin with 0")],
+)
+def test_bounds_that_cannot_be(bounds, said):
+    q, k, v, _ = inputs([5, 7])
+    with pytest.raises(ValueError, match=said):
+        host_attention(q, k, v, torch.tensor(bounds, dtype=torch.int32), 0.2, None)
+
+
+def test_instructions_that_are_not_there():
+    with pytest.raises(ValueError, match="instructions must be among those of this machine, got sse9"):
+        host_attention(*inputs([5]), 0.2, None, "sse9")
+
+
+@torch.no_grad()
+def test_it_runs_in_inference_alone():
+    q, k, v, cu_seqlens = inputs([5])
+    call = (cu_seqlens, None, 0.0)
+    assert host_attention_runs(q, k, v, *call)
+    assert host_attention_runs(q, k, v.clone().requires_grad_(), *call)
+    with torch.enable_grad():
+        assert not host_attention_runs(q, k, v, *call)
+    assert not host_attention_runs(q, k, v, cu_seqlens, torch.zeros(1, 1, 5, 5), 0.0)
+    assert not host_attention_runs(q, k, v, cu_seqlens, None, 0.1)
+    assert not host_attention_runs(q.double(), k.double(), v.double(), *call)
+    assert not host_attention_runs(q.half(), k.half(), v.half(), *call)
+    with backend.use_backend("reference"):
+        assert not host_attention_runs(q, k, v, *call)
+
+
+@torch.no_grad()
+def test_it_is_left_alone_by_tracers_and_transforms():
+    q, k, v, cu_seqlens = inputs([5])
+    seen = []
+
+    def call(q):
+        seen.append(host_attention_runs(q, k, v, cu_seqlens, None, 0.0))
+        return q + 1
+
+    make_fx(call)(q)
+    torch.func.vmap(call)(q[None])
+    torch.func.jvp(call, (q,), (q,))
+    torch.compile(call, backend="eager")(q)
+    call(torch.nn.Parameter(q, requires_grad=False))
+    assert seen == [False, False, False, False, True]
+
+
+def test_without_an_openmp_runtime_one_thread_still_runs_it(monkeypatch, threads):
+    monkeypatch.setattr(attention_host, "_parallel", lambda: 0)
+    threads(2)
+    assert "GOMP_parallel" in host_attention_reason()
+    threads(1)
+    assert host_attention_reason() is None
+    *qkv, cu_seqlens = inputs(LENGTHS)
+    got, eager, truth = results(*qkv, cu_seqlens)
+    assert_close_to_truth(got, eager, truth, torch.float32, k=32)
