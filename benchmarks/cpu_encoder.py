@@ -65,7 +65,7 @@ def main(arguments: list[str] | None = None) -> int:
     }
     report = {
         "environment": environment(),
-        "model": Path(model_dir).name,
+        "model": options.model.name if options.model else "all-MiniLM-L6-v2",
         "dtype": options.dtype,
         "computed_in": str(cpu_linear_plan(dtype)),
         "texts": {"count": len(texts), "mean_tokens": total / len(texts), "longest": tokens[-1]},

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from bert_fast.encode.inputs import Source
+from bert_fast.ops.attention_host import host_attention_instructions
 
 _BLOCK = 1 << 16
 _BLOCKS = 16
@@ -56,9 +57,14 @@ def model_identity(folder: Path) -> dict[str, str]:
 
 
 def software() -> dict[str, str | None]:
-    """Versions on which the last bits of the numbers depend, and the instructions PyTorch uses of this CPU."""
+    """Versions on which the last bits of the numbers depend, and the instructions that the CPU's code is made of."""
     try:
         version = importlib.metadata.version("bert-fast")
     except importlib.metadata.PackageNotFoundError:
         version = None
-    return {"bert_fast": version, "torch": torch.__version__, "cpu": torch.backends.cpu.get_cpu_capability()}
+    return {
+        "bert_fast": version,
+        "torch": torch.__version__,
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+        "attention": host_attention_instructions(),
+    }

@@ -40,8 +40,8 @@ def host_attention_reason() -> str | None:
     """Why the extension's attention cannot run in this process; None if it can."""
     if extension.module() is None:
         return extension.unavailable_reason()
-    if not _instructions():
-        return "the processor has neither AVX-512 nor AVX2"
+    if not host_attention_instructions():
+        return "the processor has neither AVX-512 nor AVX2, or the compiler was too old for them"
     if torch.get_num_threads() > 1 and not _parallel():
         return "PyTorch's OpenMP runtime offers no GOMP_parallel"
     return None
@@ -88,8 +88,9 @@ def host_attention(
 
 
 @functools.cache
-def _instructions() -> str:
-    return extension.required().attention_instructions()
+def host_attention_instructions() -> str:
+    """The vector instructions it is written in that this machine has, "avx512" or "avx2"; "" without any."""
+    return "" if extension.module() is None else extension.required().attention_instructions()
 
 
 @functools.cache

@@ -18,7 +18,7 @@ constexpr int64_t kSplitRows = 64;
 
 std::vector<std::string> available() {
     std::vector<std::string> names;
-#if defined(__x86_64__)
+#ifdef BERT_FAST_HOST_ATTENTION
     __builtin_cpu_init();
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
         __builtin_cpu_supports("avx512dq")) {
@@ -35,7 +35,7 @@ const AttentionKernel& kernel_for(const std::string& instructions) {
     if (std::find(names.begin(), names.end(), wanted) == names.end()) {
         refuse("instructions must be among those of this machine, got " + (wanted.empty() ? "none" : wanted));
     }
-#if defined(__x86_64__)
+#ifdef BERT_FAST_HOST_ATTENTION
     return wanted == "avx512" ? kAttentionAvx512 : kAttentionAvx2;
 #else
     std::abort();  // no name is available

@@ -4,6 +4,11 @@
 #include <string>
 #include <vector>
 
+// Where attention is compiled at all: older compilers lack __builtin_convertvector, and must still build the rest.
+#if defined(__x86_64__) && (defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 9)
+#define BERT_FAST_HOST_ATTENTION
+#endif
+
 namespace bert_fast {
 
 // Bytes of q, k, v or out [T, N, D]: the first element, and the steps from row to row and from head to head. The

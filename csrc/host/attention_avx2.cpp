@@ -3,7 +3,7 @@
 
 #include "host/attention.h"
 
-#if defined(__x86_64__)
+#ifdef BERT_FAST_HOST_ATTENTION
 #ifdef __clang__
 #pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
 #else
