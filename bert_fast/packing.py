@@ -209,13 +209,16 @@ class Layout:
             yield here, surplus, Layout(cu_seqlens, self.max_seqlen, key_mask=key_mask, plan=plan)
             first = last
 
-    def prepared_for(self, x: Tensor, dropout: bool) -> "Layout":
-        """The same layout for rows like ``x``: additive scores in its dtype, and a seed if kernels draw the dropout."""
-        bias = None if self.bias is None else self.bias.to(x.dtype)
-        seed = None
-        if dropout and backend.has_kernels(x.device):
-            seed = torch.randint(2**63 - 1, (1,), dtype=torch.int64, device=x.device)
-        return self if bias is None and seed is None else replace(self, bias=bias, seed=seed)
+    def with_seed(self, dropout: bool) -> "Layout":
+        """The same layout with a seed for this forward pass, if there is dropout and kernels draw it."""
+        device = self.cu_seqlens.device
+        if not (dropout and backend.has_kernels(device)):
+            return self
+        return replace(self, seed=torch.randint(2**63 - 1, (1,), dtype=torch.int64, device=device))
+
+    def prepared_for(self, x: Tensor) -> "Layout":
+        """The same layout for rows like ``x``: additive scores in its dtype."""
+        return self if self.bias is None else replace(self, bias=self.bias.to(x.dtype))
 
     def first_rows(self, x: Tensor) -> Tensor:
         """Each sequence's first row: ``[T, H]`` -> ``[B, H]``; zeros for a sequence without tokens."""

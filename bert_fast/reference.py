@@ -75,15 +75,18 @@ def embedding_layer_norm(
     eps: float,
     *,
     padding_idx: int | None = None,
+    p: float = 0.0,
+    seed: Tensor | None = None,
+    site: int = 0,
 ) -> Tensor:
-    """``LN(word[input_ids] + token_type[token_type_ids] + position[position_ids])``, ids ``[T]``, result ``[T, H]``.
+    """``dropout(LN(word[input_ids] + token_type[token_type_ids] + position[position_ids]))``: ids ``[T]`` -> ``[T, H]``.
 
     ``token_type_ids=None`` stands for row 0, which still adds. ``padding_idx``: the word row that gets no gradient.
     The order of the two additions is that of Hugging Face's ``BertEmbeddings``.
     """
     types = token_type[0] if token_type_ids is None else F.embedding(token_type_ids, token_type)
     summed = F.embedding(input_ids, word, padding_idx) + types + F.embedding(position_ids, position)
-    return layer_norm(summed, weight, bias, eps)
+    return dropout(layer_norm(summed, weight, bias, eps), p, seed, site)
 
 
 def scaled_masked_softmax(

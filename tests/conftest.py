@@ -5,6 +5,7 @@ import os
 
 import pytest
 import torch
+from emulated import cuda_device, emulated, emulated_module  # noqa: F401 - fixtures
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Whether kernels run for real or in Triton's interpreter is settled when a kernel's module is imported.

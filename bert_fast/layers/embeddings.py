@@ -6,6 +6,8 @@ from torch import Tensor, nn
 from bert_fast import derived, ops
 from bert_fast.config import BertConfig
 
+_DROPOUT_SITE = -1  # no layer's: theirs count up from 0
+
 
 class BertEmbeddings(nn.Module):
     """The embedding layer (Devlin et al., 2019; Hugging Face's ``BertEmbeddings``) over packed rows."""
@@ -25,13 +27,18 @@ class BertEmbeddings(nn.Module):
         token_type_ids: Tensor | None,
         position_ids: Tensor,
         inputs_embeds: Tensor | None = None,
+        seed: Tensor | None = None,
     ) -> Tensor:
-        """Ids int64 ``[T]``, or ``inputs_embeds [T, H]`` in place of ``input_ids`` -> ``[T, H]``."""
-        norm = self.LayerNorm
+        """Ids int64 ``[T]``, or ``inputs_embeds [T, H]`` in place of ``input_ids`` -> ``[T, H]``.
+
+        ``seed``: of the kernels' dropout, one per forward.
+        """
+        norm, dropout = self.LayerNorm, self.dropout
         tables = (self.word_embeddings, self.position_embeddings, self.token_type_embeddings)
         fusible = derived.plain_norm(norm) and all(map(_plain_table, tables))
         fusible = fusible and self.position_embeddings.padding_idx is self.token_type_embeddings.padding_idx is None
         if inputs_embeds is None and input_ids is not None and fusible:
+            drops = derived.plain(dropout, nn.Dropout)
             y = ops.embedding_layer_norm(
                 input_ids,
                 token_type_ids,
@@ -43,14 +50,19 @@ class BertEmbeddings(nn.Module):
                 norm.bias,
                 norm.eps,
                 padding_idx=self.word_embeddings.padding_idx,
+                p=dropout.p if drops and dropout.training else 0.0,
+                seed=seed,
+                site=_DROPOUT_SITE,
             )
+            if drops:
+                return y
         else:
             words = self.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
             if token_type_ids is None:
                 token_type_ids = torch.zeros_like(position_ids)
             types = self.token_type_embeddings(token_type_ids)
             y = norm(words + types + self.position_embeddings(position_ids))
-        return self.dropout(y)
+        return dropout(y)
 
 
 def _plain_table(module: nn.Module) -> bool:

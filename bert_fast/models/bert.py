@@ -129,14 +129,13 @@ class BertModel(BertPreTrainedModel):
             )
             ids = self._packed_ids(layout, shape, device, input_ids, token_type_ids, position_ids, inputs_embeds)
 
-        x = self.embeddings(*ids)
+        layout = layout.with_seed(self.training)
+        x = self.embeddings(*ids, layout.seed)
         dtype = x.dtype
         x = x.to(compute_dtype(dtype, x.device))
         hidden_states: list[Tensor] | None = [] if output_hidden_states else None
         attentions: list[Tensor] | None = [] if output_attentions else None
-        x = self.encoder(
-            x, layout.prepared_for(x, self.training), hidden_states=hidden_states, probabilities=attentions
-        )
+        x = self.encoder(x, layout.prepared_for(x), hidden_states=hidden_states, probabilities=attentions)
 
         pooled = None if self.pooler is None else self.pooler(x, layout)
         states = None if hidden_states is None else tuple(layout.unpack(h).to(dtype) for h in hidden_states)

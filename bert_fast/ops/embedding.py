@@ -1,4 +1,12 @@
-"""embedding_layer_norm: gather word, position and type rows, add, normalise."""
+"""embedding_layer_norm: gather word, position and type rows, add, normalise, drop.
+
+The backward on a GPU takes what it sums from the tables again and writes each token's gradient once, [T, H]; the word
+and position tables' gradients are sums of its rows by sorted ids, those of up to two types are summed on the way. At
+65,536 tokens of 768 bfloat16 that is 0.1 GB each for dy, the words' rows and the write, twice 0.1 GB to sum by word and
+by position, and 47 MB of zeros for the words' table: 0.6 GB. Adding with atomics instead needs a float32 table beside a
+16-bit one: 94 MB to clear, 94 to read back, 47 to write, and 0.4 GB of read-modify-write for the 0.1 GB of rows. Sorted
+sums move less and are the same on every run, so there is no second way for torch.use_deterministic_algorithms.
+"""
 
 from typing import Any
 
@@ -8,9 +16,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from bert_fast import backend, extension, reference
-from bert_fast.ops import id_checks
+from bert_fast.ops import id_checks, library
+from bert_fast.ops.library import below_autograd, define, dtype_reasons
 
-_DTYPES = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
+_FEW_TYPES = 2  # kFewTypes of csrc/cuda/api.h
 
 
 def embedding_layer_norm(
@@ -25,8 +34,11 @@ def embedding_layer_norm(
     eps: float,
     *,
     padding_idx: int | None = None,
+    p: float = 0.0,
+    seed: Tensor | None = None,
+    site: int = 0,
 ) -> Tensor:
-    """``LN(word[input_ids] + token_type[token_type_ids] + position[position_ids])``.
+    """``dropout(LN(word[input_ids] + token_type[token_type_ids] + position[position_ids]))``.
 
     Args:
         input_ids, position_ids: int64 ``[T]``.
@@ -34,6 +46,7 @@ def embedding_layer_norm(
         word, position, token_type: the tables, ``[rows, H]``.
         weight, bias: LayerNorm's, ``[H]``.
         padding_idx: the word row that gets no gradient.
+        p, seed, site: dropout, as in :func:`bert_fast.ops.dropout_add_layer_norm`; without ``seed`` PyTorch draws it.
 
     Returns:
         ``[T, H]`` in the tables' dtype.
@@ -54,10 +67,14 @@ def embedding_layer_norm(
         if values is not None and not torch.compiler.is_compiling() and values.shape != input_ids.shape:
             name, shapes = id_checks.TABLES[code], (list(values.shape), list(input_ids.shape))
             raise ValueError(f"{name} must have the shape of input_ids: {shapes[0]} is not {shapes[1]}")
+    tables = (word, position, token_type, weight, bias)
+    if backend.runs("embedding_layer_norm", "cuda", word.device, _against(input_ids, *tables)):
+        save = torch.is_grad_enabled() and any(t.requires_grad for t in tables)
+        drawn = 0.0 if seed is None else p
+        arguments = (input_ids, token_type_ids, position_ids, *tables, None if drawn == 0 else seed)
+        y = _embedding(*arguments, eps, drawn, site, padding_idx, save)[0]
+        return y if drawn == p else F.dropout(y, p)
     if not torch.compiler.is_compiling():
-        tables = (word, position, token_type, weight, bias)
-        if backend.runs("embedding_layer_norm", "cuda", word.device, _against(*tables)):
-            return _CudaEmbedding.apply(input_ids, token_type_ids, position_ids, *tables, eps, padding_idx)
         if word.device.type == "cuda":
             input_ids, position_ids, token_type_ids = (
                 id_checks.clamp_ids(code, values, table.shape[0]) for code, (values, table) in ids.items()
@@ -70,86 +87,157 @@ def embedding_layer_norm(
         input_ids,
         token_type_ids,
         position_ids,
-        word,
-        position,
-        token_type,
-        weight,
-        bias,
+        *tables,
         eps,
         padding_idx=padding_idx,
+        p=p,
+        seed=seed,
+        site=site,
     )
 
 
-def _against(*tensors: Tensor) -> tuple[str, ...]:
-    reasons = []
-    if tensors[0].dtype not in _DTYPES:
-        reasons.append(f"dtype {tensors[0].dtype} is not one of float32, float16, bfloat16")
+def _against(input_ids: Tensor, *tensors: Tensor) -> tuple[str, ...]:
+    reasons = dtype_reasons(**{"the word table": tensors[0]})
+    if input_ids.dim() != 1:
+        reasons.append(f"input_ids have {input_ids.dim()} dimensions, not 1")
     if any(t.dtype != tensors[0].dtype for t in tensors):
         reasons.append("the tables and the LayerNorm differ in dtype")
     if any(not t.is_contiguous() for t in tensors):
         reasons.append("a table is not contiguous")
+    if tensors[0].dtype != torch.float32 and torch.is_autocast_enabled("cuda"):
+        reasons.append("autocast wants a float32 LayerNorm of 16-bit tables")
+    if not torch.compiler.is_compiling() and torch._C._functorch.is_functorch_wrapped_tensor(tensors[0]):
+        reasons.append("the tables are inside torch.func")
     return tuple(reasons)
 
 
-class _CudaEmbedding(torch.autograd.Function):
+def _inputs(input_ids, token_type_ids, position_ids, word, position, token_type, weight, seed, p, site):
+    """What the extension's functions begin with, and the tensors behind its pointers, which must outlive the call."""
+    for name, values in (("token_type_ids", token_type_ids), ("position_ids", position_ids)):
+        if values is not None and values.shape != input_ids.shape:
+            shapes = f"{list(values.shape)} is not {list(input_ids.shape)}"
+            raise ValueError(f"{name} must have the shape of input_ids: {shapes}")
+    if p > 0 and (seed is None or seed.dtype != torch.int64 or seed.numel() != 1 or seed.device != word.device):
+        given = "None" if seed is None else f"{seed.dtype} of {seed.numel()} elements on {seed.device}"
+        raise ValueError(f"seed must be an int64 tensor of one element on {word.device} where p > 0, not {given}")
+    ids = [None if x is None else x.long().contiguous() for x in (input_ids, token_type_ids, position_ids)]
+    tensors = [*ids, word, position, token_type, weight]
+    sizes = (input_ids.shape[0], word.shape[1], word.shape[0], position.shape[0], token_type.shape[0])
+    dtype = str(word.dtype).removeprefix("torch.")
+    pointers = [0 if x is None else x.data_ptr() for x in tensors]
+    return (*pointers, *sizes, dtype, seed.data_ptr() if p > 0 else 0, p, site), tensors
+
+
+def _forward(
+    input_ids, token_type_ids, position_ids, word, position, token_type, weight, bias, seed, eps, p, site, _, save
+):
+    inputs, held = _inputs(
+        input_ids, token_type_ids, position_ids, word, position, token_type, weight, seed, p, site
+    )
+    y, mean, rstd = _forward_fake(
+        input_ids, token_type_ids, position_ids, word, position, token_type, weight, bias, seed, eps, p, site, _, save
+    )
+    statistics = (mean.data_ptr(), rstd.data_ptr()) if save else (0, 0)
+    flag = id_checks.bad_id_flag(word.device).data_ptr()
+    extension.required().embedding_layer_norm_cuda(
+        inputs, bias.data_ptr(), eps, y.data_ptr(), *statistics, flag, *library.launch_on(word)
+    )
+    return y, mean, rstd
+
+
+def _forward_fake(
+    input_ids, token_type_ids, position_ids, word, position, token_type, weight, bias, seed, eps, p, site, _, save
+):
+    tokens = input_ids.shape[0]
+    # An op's results are tensors; nothing saved is two empty ones.
+    statistics = (word.new_empty(tokens if save else 0, dtype=torch.float32) for _ in range(2))
+    return word.new_empty(tokens, word.shape[1]), *statistics
+
+
+def _backward(
+    dy, input_ids, token_type_ids, position_ids, word, position, token_type, weight, mean, rstd, seed, p, site,
+    padding_idx, wanted,
+):  # fmt: skip
+    module, on = extension.required(), library.launch_on(word)
+    dy = dy.contiguous()
+    inputs, held = _inputs(input_ids, token_type_ids, position_ids, word, position, token_type, weight, seed, p, site)
+    d_word, d_position, d_type, d_weight, d_bias = _backward_fake(
+        dy, input_ids, token_type_ids, position_ids, word, position, token_type, weight, mean, rstd, seed, p, site,
+        padding_idx, wanted,
+    )  # fmt: skip
+    d_sum = torch.empty_like(dy)
+    size = module.embedding_layer_norm_backward_cuda_workspace(*dy.shape)
+    workspace = torch.empty(size, dtype=torch.uint8, device=dy.device)
+    few = token_type.shape[0] <= _FEW_TYPES and wanted[2]
+    outputs = (d_sum.data_ptr(), d_weight.data_ptr(), d_bias.data_ptr(), d_type.data_ptr() if few else 0)
+    module.embedding_layer_norm_backward_cuda(
+        inputs, dy.data_ptr(), mean.data_ptr(), rstd.data_ptr(), *outputs, workspace.data_ptr(), size, *on
+    )
+    ids, type_ids, places = held[:3]
+    if type_ids is None:
+        type_ids = torch.zeros_like(ids) if wanted[2] and not few else ids
+    tables = ((d_word, ids, padding_idx), (d_position, places, None), (d_type, type_ids, None))
+    for (table, rows, skip), want, done in zip(tables, wanted, (False, False, few), strict=True):
+        if want and not done:
+            _sum_by_id(d_sum, rows, table, -1 if skip is None else skip)
+    return d_word, d_position, d_type, d_weight, d_bias
+
+
+def _backward_fake(
+    dy, input_ids, token_type_ids, position_ids, word, position, token_type, weight, mean, rstd, seed, p, site,
+    padding_idx, wanted,
+):  # fmt: skip
+    tables = (t.new_empty(t.shape if want else 0) for t, want in zip((word, position, token_type), wanted, strict=True))
+    return *tables, weight.new_empty(weight.shape), weight.new_empty(weight.shape)
+
+
+def _sum_by_id(x: Tensor, ids: Tensor, out: Tensor, skip: int) -> None:
+    """``out[r]`` = the sum of the rows of ``x [T, H]`` whose id is r, in their order; 0 in row ``skip``."""
+    module, rows = extension.required(), out.shape[0]
+    ids = ids.clamp(0, rows - 1)
+    # A radix sort takes a pass for every byte of its keys.
+    narrow = torch.int16 if rows <= 2**15 else torch.int32 if rows <= 2**31 else torch.int64
+    order = ids.to(narrow).sort(stable=True).indices
+    size = module.sum_rows_by_id_cuda_workspace(*x.shape)
+    workspace = torch.empty(size, dtype=torch.uint8, device=x.device)
+    pointers = (x.data_ptr(), ids.data_ptr(), order.data_ptr())
+    dtype = str(x.dtype).removeprefix("torch.")
+    module.sum_rows_by_id_cuda(
+        *pointers, *x.shape, rows, skip, dtype, out.data_ptr(), workspace.data_ptr(), size, *library.launch_on(x)
+    )
+
+
+class _EmbeddingLayerNorm(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        input_ids: Tensor,
-        token_type_ids: Tensor | None,
-        position_ids: Tensor,
-        word: Tensor,
-        position: Tensor,
-        token_type: Tensor,
-        weight: Tensor,
-        bias: Tensor,
-        eps: float,
-        padding_idx: int | None,
-    ) -> Tensor:
-        tokens, hidden = input_ids.numel(), word.shape[1]
-        input_ids, position_ids = input_ids.long().contiguous(), position_ids.long().contiguous()
-        token_type_ids = None if token_type_ids is None else token_type_ids.long().contiguous()
-        out = torch.empty(tokens, hidden, dtype=word.dtype, device=word.device)
-        mean, rstd = torch.empty(2, tokens, dtype=torch.float32, device=word.device)
-        extension.module().embedding_layer_norm_cuda(
-            input_ids.data_ptr(),
-            0 if token_type_ids is None else token_type_ids.data_ptr(),
-            position_ids.data_ptr(),
-            *(t.data_ptr() for t in (word, position, token_type, weight, bias, out, mean, rstd)),
-            tokens,
-            hidden,
-            word.shape[0],
-            position.shape[0],
-            token_type.shape[0],
-            eps,
-            _DTYPES[word.dtype],
-            id_checks.bad_id_flag(word.device).data_ptr(),
-            word.device.index,
-            torch.cuda.current_stream(word.device).cuda_stream,
-        )
-        ctx.save_for_backward(
-            input_ids, token_type_ids, position_ids, word, position, token_type, weight, bias, mean, rstd
-        )
-        ctx.padding_idx = padding_idx
-        return out
+    def forward(ctx: Any, *arguments: Any) -> tuple:
+        *tensors, _, seed, _, p, site, padding_idx, _ = arguments  # all tensors but the bias, which has no part in it
+        y, mean, rstd = below_autograd(_embedding, *arguments)
+        ctx.save_for_backward(*tensors, mean, rstd, seed)
+        ctx.mark_non_differentiable(mean, rstd)
+        ctx.options = (p, site, padding_idx)
+        return y, mean, rstd
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple:
-        input_ids, type_ids, position_ids, word, position, token_type, weight, bias, mean, rstd = ctx.saved_tensors
-        input_ids = input_ids.clamp(0, word.shape[0] - 1)
-        position_ids = position_ids.clamp(0, position.shape[0] - 1)
-        type_ids = torch.zeros_like(input_ids) if type_ids is None else type_ids.clamp(0, token_type.shape[0] - 1)
-        summed = F.embedding(input_ids, word) + F.embedding(type_ids, token_type) + F.embedding(position_ids, position)
-        statistics = (mean[:, None], rstd[:, None])
-        needed = [any(ctx.needs_input_grad[3:6]), ctx.needs_input_grad[6], ctx.needs_input_grad[7]]
-        d_sum, d_weight, d_bias = torch.ops.aten.native_layer_norm_backward(
-            grad.contiguous(), summed, list(weight.shape), *statistics, weight, bias, needed
-        )
-        padding = -1 if ctx.padding_idx is None else ctx.padding_idx
-        tables = ((input_ids, word, padding), (position_ids, position, -1), (type_ids, token_type, -1))
-        d_tables = [
-            torch.ops.aten.embedding_dense_backward(d_sum, ids, table.shape[0], skip, False) if needs else None
-            for (ids, table, skip), needs in zip(tables, ctx.needs_input_grad[3:6], strict=True)
-        ]
-        return None, None, None, *d_tables, d_weight, d_bias, None, None
+    def backward(ctx: Any, dy: Tensor, *_: Tensor) -> tuple:
+        wanted = list(ctx.needs_input_grad[3:6])
+        gradients = _embedding_grad(dy, *ctx.saved_tensors, *ctx.options, wanted)
+        tables = (g if want else None for g, want in zip(gradients[:3], wanted, strict=True))
+        return None, None, None, *tables, *gradients[3:], *[None] * 6
+
+
+_IDS = "Tensor input_ids, Tensor? token_type_ids, Tensor position_ids"
+_TABLES = "Tensor word, Tensor position, Tensor token_type, Tensor weight"
+_embedding = define(
+    f"embedding_layer_norm({_IDS}, {_TABLES}, Tensor bias, Tensor? seed, float eps, float p, int site, "
+    "int? padding_idx, bool save) -> (Tensor, Tensor, Tensor)",
+    _forward,
+    _forward_fake,
+    _EmbeddingLayerNorm,
+)
+_embedding_grad = define(
+    f"embedding_layer_norm_backward(Tensor dy, {_IDS}, {_TABLES}, Tensor mean, Tensor rstd, Tensor? seed, float p, "
+    "int site, int? padding_idx, bool[3] wanted) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    _backward,
+    _backward_fake,
+)

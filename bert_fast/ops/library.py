@@ -64,6 +64,11 @@ def dtype_reasons(**tensors: Tensor | None) -> list[str]:
     ]
 
 
+def launch_on(tensor: Tensor) -> tuple[int, int]:
+    """The index of the tensor's GPU and the address of its current stream, as the extension's CUDA functions end."""
+    return tensor.device.index, torch.cuda.current_stream(tensor.device).cuda_stream
+
+
 def compile_errors() -> tuple[type[Exception], ...]:
     """What Triton raises when a kernel does not compile or does not fit the GPU."""
     from triton.compiler.errors import CompilationError

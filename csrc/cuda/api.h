@@ -21,18 +21,55 @@ int64_t unpad_cuda_workspace(int64_t batch, int64_t seqlen);
 
 enum class DType { kFloat32, kFloat16, kBFloat16 };
 
-// Sizes of embedding_layer_norm: T tokens of H features, and the rows of the three tables.
-struct EmbeddingSizes {
-    int64_t tokens, hidden, vocab, positions, types;
+// Dropout with probability p; seed null: none. What is dropped: shared/philox.h.
+struct DropoutOptions {
+    const int64_t* seed;
+    double p;
+    int64_t site;
 };
 
-// out [T, H] = LayerNorm(word[input_ids] + type[token_type_ids] + position[position_ids]) * gamma + beta. Tables,
-// gamma, beta and out have one dtype; sums and statistics are float32. token_type_ids null: type row 0. mean and rstd
-// float32 [T], both null if not wanted. An id outside its table reads the nearest row and sets *bad_id, if it is 0, to
-// 1 (word), 2 (position) or 3 (type).
-void embedding_layer_norm_cuda(const int64_t* input_ids, const int64_t* token_type_ids, const int64_t* position_ids,
-                               const void* word, const void* position, const void* type, const void* gamma,
-                               const void* beta, void* out, float* mean, float* rstd, const EmbeddingSizes& sizes,
-                               float eps, DType dtype, int32_t* bad_id, int device, void* stream);
+// T tokens of H features, and the rows of the three tables. Tables, gamma and beta are contiguous and of one dtype.
+struct EmbeddingInputs {
+    const int64_t* input_ids;
+    const int64_t* token_type_ids;  // null: type row 0
+    const int64_t* position_ids;
+    const void* word;
+    const void* position;
+    const void* type;
+    const void* gamma;
+    int64_t tokens, hidden, vocab, positions, types;
+    DType dtype;
+    DropoutOptions dropout;
+};
+
+// out [T, H] = dropout(LayerNorm(word[input_ids] + type[token_type_ids] + position[position_ids]) * gamma + beta), in
+// the tables' dtype; sums and statistics are float32. mean and rstd float32 [T], both null if not wanted. An id outside
+// its table reads the nearest row and sets *bad_id, if it is 0, to 1 (word), 2 (position) or 3 (type).
+void embedding_layer_norm_cuda(const EmbeddingInputs& inputs, const void* beta, float eps, void* out, float* mean,
+                               float* rstd, int32_t* bad_id, int device, void* stream);
+
+// What the backward of embedding_layer_norm_cuda writes, in the tables' dtype: d_sum [T, H], the gradient of each
+// token's sum of rows; d_gamma and d_beta [H]; d_type [types, H], or null. d_type needs at most kFewTypes rows.
+struct EmbeddingGradients {
+    void* d_sum;
+    void* d_gamma;
+    void* d_beta;
+    void* d_type;
+};
+constexpr int64_t kFewTypes = 2;
+
+// dy [T, H] in the tables' dtype; mean and rstd as saved. The same on every run.
+void embedding_layer_norm_backward_cuda(const EmbeddingInputs& inputs, const void* dy, const float* mean,
+                                        const float* rstd, const EmbeddingGradients& gradients, void* workspace,
+                                        int64_t workspace_bytes, int device, void* stream);
+int64_t embedding_layer_norm_backward_cuda_workspace(int64_t tokens, int64_t hidden);
+
+// out [rows, H] = for each row the float32 sum of the rows of x [T, H] whose id it is; 0 where there is none and in row
+// `skip` (-1: in no such row). ids int64 [T], all of them rows of out; order int64 [T] sorts them, equal ones by place.
+// The same on every run, whatever the number of rows that share an id.
+void sum_rows_by_id_cuda(const void* x, const int64_t* ids, const int64_t* order, int64_t tokens, int64_t hidden,
+                         int64_t rows, int64_t skip, DType dtype, void* out, void* workspace, int64_t workspace_bytes,
+                         int device, void* stream);
+int64_t sum_rows_by_id_cuda_workspace(int64_t tokens, int64_t hidden);
 
 }  // namespace bert_fast

@@ -27,4 +27,20 @@ private:
     void* previous_ = nullptr;
 };
 
+// Where a function launches, and under which name it fails.
+struct Device {
+    int index;
+    cudaStream_t stream;
+    const char* function;
+};
+
+// How many blocks of a kernel run on the whole device at the same time.
+template <typename Kernel>
+int64_t blocks_at_once(Kernel kernel, int threads, const Device& device) {
+    int multiprocessors = 0, resident = 0;
+    check(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device.index), device.function);
+    check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, threads, 0), device.function);
+    return int64_t{multiprocessors} * (resident > 0 ? resident : 1);
+}
+
 }  // namespace bert_fast

@@ -1,7 +1,8 @@
 // One row of embedding + LayerNorm, shared among `lanes` threads: lane l owns the vectors l, l + lanes, ... of the row.
 #pragma once
 
-#include "shared/floats.h"
+#include "shared/packs.h"
+#include "shared/philox.h"
 
 namespace bert_fast {
 
@@ -15,39 +16,28 @@ BERT_FAST_HD int64_t resolve_id(int64_t id, int64_t rows, BadId table, BadId* ba
     return id < 0 ? 0 : rows - 1;
 }
 
-template <typename T, int VEC>
-struct alignas(sizeof(T) * VEC) Pack {
-    T values[VEC];
+// Where a normalised row goes, and by what.
+template <typename T>
+struct RowTarget {
+    const T* gamma;
+    const T* beta;
+    T* out;
+    DropoutMask dropout;
+    int64_t first;  // the row's first element in dropout's mask
+    float mean;
+    float rstd;
+
+    template <int VEC>
+    BERT_FAST_HD void write_at(int at, const float (&x)[VEC]) const {
+        float scale[VEC], shift[VEC], y[VEC];
+        load_floats(gamma + at, scale);
+        load_floats(beta + at, shift);
+        BERT_FAST_UNROLL
+        for (int k = 0; k < VEC; ++k) y[k] = (x[k] - mean) * rstd * scale[k] + shift[k];
+        dropout.apply(y, first + at);
+        store_floats(out + at, y);
+    }
 };
-
-template <typename T, int VEC>
-BERT_FAST_HD Pack<T, VEC> load_pack(const T* source) {
-    Pack<T, VEC> pack;
-#ifdef __CUDA_ARCH__
-    if constexpr (sizeof pack == 16) {
-        const uint4 raw = __ldg(reinterpret_cast<const uint4*>(source));
-        std::memcpy(&pack, &raw, sizeof pack);
-        return pack;
-    }
-#endif
-    BERT_FAST_UNROLL
-    for (int k = 0; k < VEC; ++k) pack.values[k] = source[k];
-    return pack;
-}
-
-template <typename T, int VEC>
-BERT_FAST_HD void store_pack(T* target, const Pack<T, VEC>& pack) {
-#ifdef __CUDA_ARCH__
-    if constexpr (sizeof pack == 16) {
-        uint4 raw;
-        std::memcpy(&raw, &pack, sizeof pack);
-        *reinterpret_cast<uint4*>(target) = raw;
-        return;
-    }
-#endif
-    BERT_FAST_UNROLL
-    for (int k = 0; k < VEC; ++k) target[k] = pack.values[k];
-}
 
 // The three table rows that are summed, and who reads which part of them.
 template <typename T>
@@ -73,20 +63,6 @@ struct RowSource {
         for (int k = 0; k < VEC; ++k) {
             x[k] = to_float(w.values[k]) + to_float(t.values[k]) + to_float(p.values[k]);
         }
-    }
-
-    template <int VEC>
-    BERT_FAST_HD void normalize_at(int at, const float (&x)[VEC], float mean, float rstd, const T* gamma, const T* beta,
-                                   T* out) const {
-        const auto scale = load_pack<T, VEC>(gamma + at);
-        const auto shift = load_pack<T, VEC>(beta + at);
-        Pack<T, VEC> y;
-        BERT_FAST_UNROLL
-        for (int k = 0; k < VEC; ++k) {
-            const float normal = (x[k] - mean) * rstd;
-            y.values[k] = from_float<T>(normal * to_float(scale.values[k]) + to_float(shift.values[k]));
-        }
-        store_pack<T, VEC>(out + at, y);
     }
 };
 
@@ -123,11 +99,11 @@ struct CachedRow {
         return sum;
     }
 
-    BERT_FAST_HD void write(float mean, float rstd, const T* gamma, const T* beta, T* out) const {
+    BERT_FAST_HD void write(const RowTarget<T>& target) const {
         BERT_FAST_UNROLL
         for (int step = 0; step < STEPS; ++step) {
             const int at = source.template column<VEC>(step);
-            if (at < source.hidden) source.normalize_at(at, x[step], mean, rstd, gamma, beta, out);
+            if (at < source.hidden) target.write_at(at, x[step]);
         }
     }
 };
@@ -164,10 +140,25 @@ struct StreamedRow {
         return sum;
     }
 
-    BERT_FAST_HD void write(float mean, float rstd, const T* gamma, const T* beta, T* out) const {
-        each([&](int at, const float(&x)[VEC]) { source.normalize_at(at, x, mean, rstd, gamma, beta, out); });
+    BERT_FAST_HD void write(const RowTarget<T>& target) const {
+        each([&](int at, const float(&x)[VEC]) { target.write_at(at, x); });
     }
 };
+
+// The rows of a token's ids, each within its table.
+struct TokenRows {
+    int64_t word, position, type;
+    BadId bad;
+};
+
+BERT_FAST_HD TokenRows token_rows(const int64_t* input_ids, const int64_t* token_type_ids, const int64_t* position_ids,
+                                  int64_t token, int64_t vocab, int64_t positions, int64_t types) {
+    TokenRows rows{0, 0, 0, kIdsFine};
+    rows.word = resolve_id(input_ids[token], vocab, kBadWord, &rows.bad);
+    rows.position = resolve_id(position_ids[token], positions, kBadPosition, &rows.bad);
+    if (token_type_ids != nullptr) rows.type = resolve_id(token_type_ids[token], types, kBadType, &rows.bad);
+    return rows;
+}
 
 // Widest rows of each way of sharing: a warp per row, a block per row, and beyond that nothing is kept in registers.
 constexpr int kCachedElements = 32;  // float32 registers a thread keeps of its row

@@ -39,23 +39,21 @@ void embedding_rows(const int64_t* ids, const int64_t* types, const int64_t* pos
                     float eps, int lanes, int32_t* bad_id) {
     const int64_t tokens = sizes[0], hidden = sizes[1];
     for (int64_t token = 0; token < tokens; ++token) {
-        BadId bad = kIdsFine;
-        const int64_t w = resolve_id(ids[token], sizes[2], kBadWord, &bad);
-        const int64_t p = resolve_id(positions[token], sizes[3], kBadPosition, &bad);
-        const int64_t t = resolve_id(types[token], sizes[4], kBadType, &bad);
-        if (bad != kIdsFine && *bad_id == 0) *bad_id = bad;
+        const TokenRows at = token_rows(ids, types, positions, token, sizes[2], sizes[3], sizes[4]);
+        if (at.bad != kIdsFine && *bad_id == 0) *bad_id = at.bad;
         std::vector<Row> rows;
         float sum = 0, squares = 0;
         for (int lane = 0; lane < lanes; ++lane) {
             rows.emplace_back();
-            rows.back().source = {word + w * hidden, position + p * hidden, type + t * hidden, static_cast<int>(hidden),
-                                  lane, lanes};
+            rows.back().source = {word + at.word * hidden, position + at.position * hidden, type + at.type * hidden,
+                                  static_cast<int>(hidden), lane, lanes};
             sum += rows.back().read_sum();
         }
         mean[token] = sum / static_cast<float>(hidden);
         for (const Row& row : rows) squares += row.squared_deviations(mean[token]);
         rstd[token] = 1.0f / std::sqrt(squares / static_cast<float>(hidden) + eps);
-        for (const Row& row : rows) row.write(mean[token], rstd[token], gamma, beta, out + token * hidden);
+        const RowTarget<T> target{gamma, beta, out + token * hidden, {}, token * hidden, mean[token], rstd[token]};
+        for (const Row& row : rows) row.write(target);
     }
 }
 
@@ -120,6 +118,22 @@ int32_t harness_clamp(int64_t x) { return clamp_to_int32(x); }
 void harness_row_starts(uint32_t bits, int64_t first, int64_t before, int64_t positions, int64_t seqlen, int64_t base,
                         int32_t* cu_seqlens) {
     write_row_starts(bits, first, before, positions, seqlen, cu_seqlens - base);
+}
+
+// x [n] as dropout leaves the elements first .. first + n - 1 of its mask, by vectors of 1, 4 or 8.
+void harness_dropout(int vec, int64_t seed, int32_t site, uint32_t threshold, float scale, int64_t first, float* x,
+                     int64_t n) {
+    const DropoutMask mask = Dropout{&seed, static_cast<uint32_t>(site), threshold, scale}.mask();
+    const auto run = [&](auto& values) {
+        constexpr int kVec = sizeof values / sizeof(float);
+        for (int64_t i = 0; i + kVec <= n; i += kVec) {
+            std::copy(x + i, x + i + kVec, values);
+            mask.apply(values, first + i);
+            std::copy(values, values + kVec, x + i);
+        }
+    };
+    float one[1], four[4], eight[8];
+    vec == 1 ? run(one) : vec == 4 ? run(four) : run(eight);
 }
 
 void harness_to_float(const char* type, const uint16_t* bits, float* out, int64_t n) {

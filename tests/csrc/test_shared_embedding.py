@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from bert_fast import reference
+
 KINDS = ["wv", "ws", "bv", "bs", "s"]  # a warp or a block per row, vector or scalar loads; rows that are read again
 DTYPES = {"f": torch.float32, "h": torch.float16, "b": torch.bfloat16}
 VECTOR = {"f": 4, "h": 8, "b": 8}
@@ -142,3 +144,19 @@ def test_floats_narrow_to_nearest_even(harness: ctypes.CDLL, dtype: str) -> None
     number = ~x.isnan()
     assert torch.equal(out[number].view(torch.int16), x[number].to(DTYPES[dtype]).view(torch.int16))
     assert out.view(DTYPES[dtype])[~number].isnan().all()
+
+
+@pytest.mark.parametrize("vector", [1, 4, 8])
+@pytest.mark.parametrize("site", [0, 5, -1])
+@pytest.mark.parametrize("first", [0, 8, 2**31 - 8, 2**34 + 24, 2**40])
+def test_dropout_draws_the_words_of_the_reference(harness: ctypes.CDLL, first: int, site: int, vector: int) -> None:
+    seed, p, n = torch.tensor([-0x0123_4567_89AB_CDEF]), 0.3, 64
+    x = torch.randn(n)
+    got = x.clone()
+    threshold, scale = ctypes.c_uint32(round(p * 2**32)), ctypes.c_float(1 / (1 - p))
+    where = (ctypes.c_int32(site), threshold, scale, ctypes.c_int64(first), pointer(got), ctypes.c_int64(n))
+    harness.harness_dropout(vector, ctypes.c_int64(int(seed)), *where)
+    keep = reference.dropout_keep(seed, site, p, first + torch.arange(n))
+    assert 0 < keep.sum() < n
+    assert torch.equal(got != 0, keep)
+    torch.testing.assert_close(got, x * keep / (1 - p), rtol=1e-6, atol=0)

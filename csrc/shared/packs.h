@@ -1,0 +1,76 @@
+// Adjacent elements that move together: 16 bytes where rows allow it, one element where they do not.
+#pragma once
+
+#include "shared/floats.h"
+
+#ifndef __CUDACC__
+#include <stdexcept>
+#endif
+
+namespace bert_fast {
+
+#ifdef __CUDA_ARCH__
+constexpr bool kOnDevice = true;
+#else
+constexpr bool kOnDevice = false;
+#endif
+
+// The tests' stand-in for the fault that a GPU raises.
+BERT_FAST_HD void require_alignment([[maybe_unused]] const void* pointer, [[maybe_unused]] size_t bytes) {
+#ifndef __CUDACC__
+    if (reinterpret_cast<uintptr_t>(pointer) % bytes != 0) throw std::runtime_error("a vector is not aligned");
+#endif
+}
+
+template <typename T, int VEC>
+struct alignas(sizeof(T) * VEC) Pack {
+    T values[VEC];
+};
+
+template <typename T, int VEC>
+BERT_FAST_HD Pack<T, VEC> load_pack(const T* source) {
+    Pack<T, VEC> pack;
+    if constexpr (kOnDevice && sizeof pack == 16) {
+#ifdef __CUDA_ARCH__
+        const uint4 raw = __ldg(reinterpret_cast<const uint4*>(source));
+        std::memcpy(&pack, &raw, sizeof pack);
+#endif
+    } else {
+        require_alignment(source, sizeof pack);
+        BERT_FAST_UNROLL
+        for (int k = 0; k < VEC; ++k) pack.values[k] = source[k];
+    }
+    return pack;
+}
+
+template <typename T, int VEC>
+BERT_FAST_HD void store_pack(T* target, const Pack<T, VEC>& pack) {
+    if constexpr (kOnDevice && sizeof pack == 16) {
+#ifdef __CUDA_ARCH__
+        uint4 raw;
+        std::memcpy(&raw, &pack, sizeof pack);
+        *reinterpret_cast<uint4*>(target) = raw;
+#endif
+    } else {
+        require_alignment(target, sizeof pack);
+        BERT_FAST_UNROLL
+        for (int k = 0; k < VEC; ++k) target[k] = pack.values[k];
+    }
+}
+
+template <typename T, int VEC>
+BERT_FAST_HD void load_floats(const T* source, float (&x)[VEC]) {
+    const auto pack = load_pack<T, VEC>(source);
+    BERT_FAST_UNROLL
+    for (int k = 0; k < VEC; ++k) x[k] = to_float(pack.values[k]);
+}
+
+template <typename T, int VEC>
+BERT_FAST_HD void store_floats(T* target, const float (&x)[VEC]) {
+    Pack<T, VEC> pack;
+    BERT_FAST_UNROLL
+    for (int k = 0; k < VEC; ++k) pack.values[k] = from_float<T>(x[k]);
+    store_pack<T, VEC>(target, pack);
+}
+
+}  // namespace bert_fast
