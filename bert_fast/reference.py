@@ -79,7 +79,7 @@ def embedding_layer_norm(
     seed: Tensor | None = None,
     site: int = 0,
 ) -> Tensor:
-    """``dropout(LN(word[input_ids] + token_type[token_type_ids] + position[position_ids]))``: ids ``[T]`` -> ``[T, H]``.
+    """``dropout(LN(word[input_ids] + token_type[token_type_ids] + position[position_ids]))``, ``[T]`` -> ``[T, H]``.
 
     ``token_type_ids=None`` stands for row 0, which still adds. ``padding_idx``: the word row that gets no gradient.
     The order of the two additions is that of Hugging Face's ``BertEmbeddings``.
@@ -179,6 +179,44 @@ def sequence_of_row(cu_seqlens: Tensor, tokens: int) -> tuple[Tensor, Tensor]:
     row = torch.arange(tokens, device=cu_seqlens.device)
     sequence = torch.searchsorted(cu_seqlens.long(), row, right=True) - 1
     return sequence, row - cu_seqlens.long()[sequence]
+
+
+def pool(hidden: Tensor, cu_seqlens: Tensor, mode: str, normalize: bool) -> Tensor:
+    """One vector per packed sequence, ``[T, H]`` -> ``[B, H]`` in at least float32: :func:`bert_fast.ops.pooling.pool`.
+
+    `torch.segment_reduce` sums each segment in order, so results do not change from run to run (index_add on a GPU
+    does) nor with the batch a sequence is in. A maximum's gradient goes to the first row that it is in, as that of
+    `torch.max(dim)` does; segment_reduce itself would share it out among equals.
+    """
+    starts, lengths = cu_seqlens[:-1].long(), cu_seqlens.diff().long()
+    dtype = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+    empty = (lengths == 0)[:, None]
+    options = {"lengths": lengths, "axis": 0, "unsafe": True}
+    if len(hidden) == 0 or len(lengths) == 0:
+        pooled = hidden.to(dtype).sum(0) * hidden.new_zeros(len(lengths), 1, dtype=dtype)  # and still a function of it
+    elif mode == "cls":
+        pooled = hidden[starts.clamp(max=len(hidden) - 1)].to(dtype).masked_fill(empty, 0)
+    elif mode == "mean":
+        total = torch.segment_reduce(hidden.to(dtype), "sum", initial=0, **options)
+        pooled = total / lengths.clamp(min=1)[:, None]
+    else:
+        with torch.no_grad():
+            values = hidden.to(dtype)
+            highest = torch.segment_reduce(values, "max", **options)
+        if torch.is_grad_enabled() and hidden.requires_grad:
+            highest = hidden.gather(0, _first_places(values, highest, lengths, options)).to(dtype)
+        pooled = highest.masked_fill(empty, 0)
+    return F.normalize(pooled, dim=-1) if normalize else pooled
+
+
+def _first_places(values: Tensor, highest: Tensor, lengths: Tensor, options: dict) -> Tensor:
+    """The first row in which each sequence's maximum stands, int64 ``[B, H]``; NaN, too, is found."""
+    rows = len(values)
+    wanted = torch.repeat_interleave(highest, lengths, 0, output_size=rows)
+    found = (values == wanted) | (values.isnan() & wanted.isnan())
+    row = torch.arange(rows, dtype=torch.float64, device=values.device)[:, None]
+    places = torch.segment_reduce(torch.where(found, row, rows), "min", **options)
+    return places.clamp(0, rows - 1).long()
 
 
 def dropout(x: Tensor, p: float, seed: Tensor | None = None, site: int = 0, width: int | None = None) -> Tensor:

@@ -7,8 +7,9 @@ from bert_fast.ops.gelu import bias_gelu, gelu_layer_norm
 from bert_fast.ops.layer_norm import layer_norm
 from bert_fast.ops.linear import linear
 from bert_fast.ops.loss import cross_entropy
+from bert_fast.ops.pad import pad_rows, unpad_rows
 from bert_fast.ops.softmax import scaled_masked_softmax
-from bert_fast.ops.unpad import pad_rows, unpad, unpad_rows
+from bert_fast.ops.unpad import unpad
 
 __all__ = [
     "AttentionPlan",

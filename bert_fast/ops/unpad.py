@@ -1,4 +1,4 @@
-"""Leaving and re-entering the padded world: mask -> indices and cu_seqlens, gather and scatter of rows."""
+"""Leaving the padded world: mask -> indices and cu_seqlens."""
 
 import torch
 from torch import Tensor
@@ -45,17 +45,6 @@ def unpad(keep: Tensor, visible: Tensor | None = None) -> tuple[Tensor, Tensor, 
         # nonzero_static is told the count, so that the host does not wait a second time.
         indices = torch.nonzero_static(keep.flatten(), size=total).squeeze(1)
     return indices[:total], cu_seqlens, longest, shown < total
-
-
-def unpad_rows(x: Tensor, indices: Tensor) -> Tensor:
-    """Gather the rows of a padded ``x [B, S, ...]`` that ``indices [T]`` names: ``[T, ...]``."""
-    return x.flatten(0, 1).index_select(0, indices)
-
-
-def pad_rows(x: Tensor, indices: Tensor, batch: int, seqlen: int) -> Tensor:
-    """Scatter packed rows ``x [T, ...]`` to their places in ``[B, S, ...]``; every other place is 0."""
-    padded = x.new_zeros(batch * seqlen, *x.shape[1:])
-    return padded.index_copy(0, indices, x).unflatten(0, (batch, seqlen))
 
 
 def _unpad_host(mask: Tensor) -> tuple[Tensor, Tensor, int, int]:

@@ -72,4 +72,34 @@ void sum_rows_by_id_cuda(const void* x, const int64_t* ids, const int64_t* order
                          int device, void* stream);
 int64_t sum_rows_by_id_cuda_workspace(int64_t tokens, int64_t hidden);
 
+// to [tokens, row_bytes] = rows `indices` of from [places, row_bytes]; 16 bytes at a time where alignment allows it.
+void gather_rows_cuda(const void* from, int64_t places, const int64_t* indices, int64_t tokens, void* to,
+                      int64_t row_bytes, int device, void* stream);
+
+// to [places, row_bytes] = rows of from [tokens, row_bytes] at the places `indices`, which ascend and are distinct, and
+// zeros everywhere else: one pass over `to`.
+void scatter_rows_cuda(const void* from, const int64_t* indices, int64_t tokens, void* to, int64_t places,
+                       int64_t row_bytes, int device, void* stream);
+
+struct PoolingSizes {
+    int64_t tokens, sequences, hidden;
+};
+
+// out float32 [B, H]. places int32 [B, H]: the row within its sequence that each maximum was first found in. scales
+// float32 [B]: what vectors were multiplied by to be of length 1. The last two null: not wanted.
+struct PoolingSaved {
+    float* out;
+    int32_t* places;
+    float* scales;
+};
+
+// x [T, H] of dtype and cu_seqlens int32 [B + 1] -> one vector per sequence. mode: 0 mean, 1 max, 2 its first row.
+// Sequences without rows give zeros. Sums are float32 and the same whatever batch a sequence is in.
+void pool_cuda(const void* x, const int32_t* cu_seqlens, const PoolingSizes& sizes, int mode, bool normalize,
+               DType dtype, const PoolingSaved& results, int device, void* stream);
+
+// dy float32 [B, H] -> dx [T, H] of dtype. A maximum's gradient goes to the first row that it is in.
+void pool_backward_cuda(const float* dy, const int32_t* cu_seqlens, const PoolingSizes& sizes, int mode, bool normalize,
+                        DType dtype, const PoolingSaved& saved, void* dx, int device, void* stream);
+
 }  // namespace bert_fast

@@ -29,19 +29,6 @@ struct Arguments {
     __device__ float* going(int64_t tile) const { return partials + (2 * tile + 1) * hidden; }
 };
 
-template <int VEC>
-__device__ void store_sums(float* target, const float (&sum)[VEC]) {
-    if constexpr (VEC % 4 == 0) {
-        BERT_FAST_UNROLL
-        for (int k = 0; k < VEC; k += 4) {
-            const float part[4] = {sum[k], sum[k + 1], sum[k + 2], sum[k + 3]};
-            store_floats(target + k, part);
-        }
-    } else {
-        store_floats(target, sum);
-    }
-}
-
 template <typename T, int VEC>
 __global__ void __launch_bounds__(kThreads, 2) sum_tiles(Arguments a) {
     __shared__ int64_t rows[kTile], ids[kTile];

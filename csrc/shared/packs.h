@@ -73,4 +73,17 @@ BERT_FAST_HD void store_floats(T* target, const float (&x)[VEC]) {
     store_pack<T, VEC>(target, pack);
 }
 
+// The same of float32 beside vectors of a narrower type: 16 bytes at a time.
+template <int VEC>
+BERT_FAST_HD void store_sums(float* target, const float (&x)[VEC]) {
+    constexpr int kPart = VEC % 4 == 0 ? 4 : 1;
+    BERT_FAST_UNROLL
+    for (int k = 0; k < VEC; k += kPart) {
+        float part[kPart];
+        BERT_FAST_UNROLL
+        for (int j = 0; j < kPart; ++j) part[j] = x[k + j];
+        store_floats(target + k, part);
+    }
+}
+
 }  // namespace bert_fast
