@@ -15,6 +15,7 @@ ORDER = (
     "io",
     "extension",
     "reference",
+    "reference_optim",
     "backend",
     "ops",
     "packing",

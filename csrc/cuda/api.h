@@ -6,6 +6,9 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
+
+#include "shared/optim_math.h"
 
 namespace bert_fast {
 
@@ -101,5 +104,42 @@ void pool_cuda(const void* x, const int32_t* cu_seqlens, const PoolingSizes& siz
 // dy float32 [B, H] -> dx [T, H] of dtype. A maximum's gradient goes to the first row that it is in.
 void pool_backward_cuda(const float* dy, const int32_t* cu_seqlens, const PoolingSizes& sizes, int mode, bool normalize,
                         DType dtype, const PoolingSaved& saved, void* dx, int device, void* stream);
+
+// One tensor of an optimizer's list: contiguous, each pointer to numel elements, step to one. master may be null.
+struct TensorAddresses {
+    const void* grad;
+    void* param;
+    float* master;
+    void* exp_avg;
+    float* exp_avg_sq;
+    const float* step;
+    int64_t numel;
+};
+
+// What all tensors of a call share; of the pointers each may be null. lr_pointer goes before lr; gradients are taken
+// times grad_factor; where found_inf is not 0 the call changes nothing.
+struct AdamScalars {
+    const float* lr_pointer;
+    float lr;
+    const float* grad_factor;
+    const float* found_inf;
+};
+
+// Elements of a tensor that one block takes: partial sums have one place for every chunk of every tensor, in order.
+int64_t optimizer_chunk();
+
+// partials [chunks] = sums of squares of the gradients.
+void square_gradients_cuda(const std::vector<TensorAddresses>& tensors, DType dtype, float* partials, int device,
+                           void* stream);
+
+// out [2] = the norm behind the partial sums, divided by *grad_scale (null: 1), and the factor that brings gradients
+// down to max_norm, divided likewise.
+void clip_factor_cuda(const float* partials, int64_t count, float max_norm, const float* grad_scale, float* out,
+                      int device, void* stream);
+
+// One step, in place, of tensors whose step already counts it: LAMB's where `adapt` is set (squares [chunks, 2] is its
+// workspace), else Adam's. dtype: of parameters and gradients; moment: of exp_avg, float32 or bfloat16.
+void adam_cuda(const std::vector<TensorAddresses>& tensors, const AdamRule& rule, const AdamScalars& scalars,
+               bool adapt, float* squares, DType dtype, DType moment, int device, void* stream);
 
 }  // namespace bert_fast

@@ -1,0 +1,78 @@
+"""LAMB and Adam on the CPU: PyTorch's fused Adam makes the moments and the update in one pass over memory.
+
+Measured on two cores over MiniLM's 22.6 million weights: LAMB 29 ms a step against 65 of plain ops one after the other
+(97 with ``torch._foreach``), AdamW 11 ms.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from bert_fast import reference_optim
+from bert_fast.reference_optim import AdamGroup, AdamRule, AdamTensors
+
+
+def runs_fused(rule: AdamRule, t: AdamTensors) -> bool:
+    """Whether PyTorch's fused kernel computes this very step: everything float32, one layout, decay decoupled."""
+    everything = (*t.written(), t.grad)
+    return (
+        hasattr(torch, "_fused_adamw_")
+        and t.master is None
+        and t.step.dtype == torch.float32
+        and (rule.decoupled or rule.weight_decay == 0)
+        and all(type(x) in (Tensor, torch.nn.Parameter) for x in everything)
+        and all(x.device.type == "cpu" and x.dtype == torch.float32 and x.is_contiguous() for x in everything)
+    )
+
+
+def adam_step(
+    groups: Sequence[AdamGroup], max_grad_norm: float | None, grad_scale: Tensor | None, found_inf: Tensor | None
+) -> Tensor | None:
+    """As :func:`bert_fast.reference_optim.adam_step`, tensors that :func:`runs_fused` refuses by the reference."""
+    begun = reference_optim.begin(groups, max_grad_norm, grad_scale, found_inf)
+    if begun is None:
+        return None
+    norm, factor = begun
+    for rule, tensors in groups:
+        for t in tensors:
+            if runs_fused(rule, t):
+                _update(rule, t, factor)
+            else:
+                reference_optim.update_tensor(rule, t, factor)
+    return norm
+
+
+def _update(rule: AdamRule, t: AdamTensors, factor: Tensor | None) -> None:
+    grad = t.grad if factor is None or factor.item() == 1 else t.grad * factor
+    lr = float(rule.lr)
+    if not rule.adapt:
+        return _fused(rule, t, t.param, grad, lr, rule.weight_decay)
+    # From 0, with a rate of -1, Adam arrives at its update.
+    update = torch.zeros_like(t.param)
+    _fused(rule, t, update, grad, -1.0, 0.0)
+    if rule.weight_decay:
+        update.add_(t.param, alpha=rule.weight_decay)
+    t.param.add_(update, alpha=-lr * reference_optim.trust_ratio(rule, t.param, update).item())
+    return None
+
+
+def _fused(rule: AdamRule, t: AdamTensors, param: Tensor, grad: Tensor, lr: float, weight_decay: float) -> None:
+    # After infinitely many steps there is nothing to correct.
+    step = t.step if rule.bias_correction else torch.full_like(t.step, math.inf)
+    torch._fused_adamw_(
+        [param],
+        [grad],
+        [t.exp_avg],
+        [t.exp_avg_sq],
+        [],
+        [step],
+        lr=lr,
+        beta1=rule.betas[0],
+        beta2=rule.betas[1],
+        weight_decay=weight_decay,
+        eps=rule.eps,
+        amsgrad=False,
+        maximize=False,
+    )
