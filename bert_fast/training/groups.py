@@ -13,7 +13,8 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     would be empty is left out.
     """
     norms = {id(p) for m in model.modules() if type(m).__name__.endswith("Norm") for p in m.parameters(recurse=False)}
-    decayed, plain = [], []
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue

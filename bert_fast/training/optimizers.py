@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bert_fast.ops.lamb import adam_step
-from bert_fast.reference_optim import AdamGroup, AdamRule, AdamTensors
+from bert_fast.reference_optim import AdamRule, AdamTensors
 
 Bounds = tuple[float, float]
 
@@ -86,9 +86,7 @@ class _MomentOptimizer(torch.optim.Optimizer):
                     raise RuntimeError("take a step before the capture: a replay would make its state anew every time")
             if not state:
                 state.update(self._new_state(p))
-            yield AdamTensors(
-                p, p.grad, state["exp_avg"], state["exp_avg_sq"], state["step"], state.get("master")
-            )
+            yield AdamTensors(p, p.grad, state["exp_avg"], state["exp_avg_sq"], state["step"], state.get("master"))
 
     def _new_state(self, p: Tensor) -> dict[str, Tensor]:
         wide = torch.float64 if p.dtype == torch.float64 else torch.float32

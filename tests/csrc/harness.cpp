@@ -6,6 +6,7 @@
 
 #include "shared/embedding_row.h"
 #include "shared/floats.h"
+#include "shared/optim_chunk.h"
 #include "shared/unpad.h"
 
 using namespace bert_fast;
@@ -75,9 +76,85 @@ int embedding(const char* kind, const int64_t* ids, const int64_t* types, const 
     return run(static_cast<CachedRow<T, 1, kCachedElements>*>(nullptr), lanes);
 }
 
+// As the kernels of cuda/lamb.cu do one tensor: two passes with `adapt`, one without.
+template <typename P, typename M>
+void optimizer(const OptimizedTensor<P, M>& t, int64_t numel, const AdamRule& rule, float step, float scale, float lr,
+               bool adapt, int threads, bool aligned) {
+    const BiasCorrection bias = bias_correction(rule, step);
+    const auto each_share = [&](auto visit) {
+        for (int64_t chunk = 0; chunk * kOptimizerChunk < numel; ++chunk) {
+            for (int thread = 0; thread < threads; ++thread) {
+                visit(make_share(numel, chunk, thread, threads, aligned));
+            }
+        }
+    };
+    if (!adapt) return each_share([&](const Share& share) { advance<true>(t, rule, bias, scale, lr, share); });
+    Squares sum{0, 0};
+    each_share([&](const Share& share) {
+        const Squares part = advance<false>(t, rule, bias, scale, lr, share);
+        sum.weight += part.weight;
+        sum.update += part.update;
+    });
+    const float rate = lr * trust_ratio(rule, sum.weight, sum.update);
+    each_share([&](const Share& share) { apply(t, rule, bias, rate, share); });
+}
+
+template <typename P>
+void optimizer_of(char moment, const void* grad, void* param, float* master, void* exp_avg, float* exp_avg_sq,
+                  int64_t numel, const AdamRule& rule, float step, float scale, float lr, bool adapt, int threads,
+                  bool aligned) {
+    const auto run = [&](auto* first) {
+        using M = std::remove_pointer_t<decltype(first)>;
+        const OptimizedTensor<P, M> t{static_cast<const P*>(grad), static_cast<P*>(param), master,
+                                      static_cast<M*>(exp_avg), exp_avg_sq};
+        optimizer(t, numel, rule, step, scale, lr, adapt, threads, aligned);
+    };
+    if (moment == 'f') return run(static_cast<float*>(nullptr));
+    run(static_cast<BFloat16*>(nullptr));
+}
+
 }  // namespace
 
 extern "C" {
+
+// settings: beta1, beta2, eps, weight_decay, lowest, highest. flags: bias correction, decoupled, adapt, aligned.
+void harness_optimizer(const char* dtypes, const void* grad, void* param, float* master, void* exp_avg,
+                       float* exp_avg_sq, int64_t numel, const double* settings, const int* flags, float step,
+                       float scale, float lr, int threads) {
+    const AdamRule rule = make_rule(settings[0], settings[1], settings[2], settings[3], flags[0], flags[1], settings[4],
+                                    settings[5]);
+    const auto run = dtypes[0] == 'f'   ? optimizer_of<float>
+                     : dtypes[0] == 'h' ? optimizer_of<Half>
+                                        : optimizer_of<BFloat16>;
+    run(dtypes[1], grad, param, master, exp_avg, exp_avg_sq, numel, rule, step, scale, lr, flags[2], threads, flags[3]);
+}
+
+// What each thread of each chunk visits is counted; returns the sum of squares of the values, thread by thread.
+float harness_visits(const float* values, int64_t numel, int threads, bool aligned, int32_t* visits) {
+    float sum = 0;
+    for (int64_t chunk = 0; chunk * kOptimizerChunk < numel; ++chunk) {
+        for (int thread = 0; thread < threads; ++thread) {
+            const Share share = make_share(numel, chunk, thread, threads, aligned);
+            share.each([&](int64_t at, auto width) {
+                for (int k = 0; k < decltype(width)::value; ++k) ++visits[at + k];
+            });
+            sum += sum_of_squares(values, share);
+        }
+    }
+    return sum;
+}
+
+void harness_bias_correction(double beta1, double beta2, float step, float* out) {
+    const BiasCorrection bias = bias_correction(make_rule(beta1, beta2, 0, 0, true, true, 0, 1), step);
+    out[0] = bias.m;
+    out[1] = bias.v;
+}
+
+float harness_trust_ratio(float weight_squares, float update_squares, double lowest, double highest) {
+    return trust_ratio(make_rule(0.9, 0.999, 0, 0, true, true, lowest, highest), weight_squares, update_squares);
+}
+
+float harness_clip_factor(float norm, float max_norm) { return clip_factor(norm, max_norm); }
 
 int64_t harness_tiles(int64_t batch, int64_t seqlen, int64_t chunk, int64_t* tile) {
     const Tiling tiling = make_tiling(batch, seqlen, chunk);
