@@ -283,6 +283,7 @@ void bind_cuda(py::module_& m) {
         NoGil(), "as unpad, on a device: stats int64 [2] = (total, max_seqlen)");
     bind_embedding(m);
     bind_rows(m);
+    bind_optimizer(m);
 }
 #endif
 
@@ -295,6 +296,5 @@ PYBIND11_MODULE(_C, m) {
     bind_host(m);
 #ifdef BERT_FAST_NVCC
     bind_cuda(m);
-    bind_optimizer(m);
 #endif
 }
