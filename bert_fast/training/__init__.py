@@ -1,4 +1,4 @@
-"""What training needs beside the models: optimizers, the groups of their parameters, and schedules."""
+"""What training needs beside the models: its data, optimizers, the groups of their parameters, and schedules."""
 
 from bert_fast.training.groups import parameter_groups
 from bert_fast.training.optimizers import AdamW, Lamb

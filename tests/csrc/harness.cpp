@@ -7,6 +7,7 @@
 #include "shared/embedding_row.h"
 #include "shared/floats.h"
 #include "shared/optim_chunk.h"
+#include "shared/philox.h"
 #include "shared/unpad.h"
 
 using namespace bert_fast;
@@ -188,6 +189,11 @@ void harness_unpad(const uint8_t* mask, int64_t batch, int64_t seqlen, int threa
 }
 
 uint32_t harness_nonzero_bytes(uint32_t word) { return nonzero_bytes(word); }
+
+void harness_philox(const uint32_t* counter, uint64_t key, uint32_t* words) {
+    const PhiloxWords got = philox4x32_10({counter[0], counter[1], counter[2], counter[3]}, key);
+    words[0] = got.x, words[1] = got.y, words[2] = got.z, words[3] = got.w;
+}
 
 int32_t harness_clamp(int64_t x) { return clamp_to_int32(x); }
 

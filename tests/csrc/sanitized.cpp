@@ -7,16 +7,32 @@
 
 #include "host/attention.h"
 #include "host/fingerprint.h"
+#include "host/masking.h"
 #include "host/packing.h"
+#include "host/pairing.h"
+#include "host/windows.h"
 #include "shared/unpad.h"
 
 using namespace bert_fast;
 
 namespace {
 
+std::mt19937_64 generator(7);
+
+int64_t below(int64_t n) { return static_cast<int64_t>(generator() % static_cast<uint64_t>(n)); }
+
+double probability() { return below(5) == 0 ? below(2) : static_cast<double>(below(1000)) / 1000; }
+
+// n random steps of least .. most, summed: offsets from 0 on.
+std::unique_ptr<int64_t[]> offsets(int64_t n, int64_t least, int64_t most) {
+    std::unique_ptr<int64_t[]> made(new int64_t[n + 1]);
+    made[0] = 0;
+    for (int64_t i = 0; i < n; ++i) made[i + 1] = made[i] + least + below(most - least + 1);
+    return made;
+}
+
 // A random batch of 4-byte or 2-byte elements; q, k and v may be any bits, NaNs included.
-void attend(std::mt19937_64& random, const char* instructions) {
-    const auto below = [&](int64_t n) { return static_cast<int64_t>(random() % static_cast<uint64_t>(n)); };
+void attend(const char* instructions) {
     const int64_t batch = below(5), heads = 1 + below(3), head_dim = 1 + below(70), size = below(2) == 0 ? 4 : 2;
     const std::unique_ptr<int32_t[]> starts(new int32_t[batch + 1]);
     starts[0] = 0;
@@ -26,7 +42,7 @@ void attend(std::mt19937_64& random, const char* instructions) {
     RowsOfHeads rows[4];
     for (int i = 0; i < 4; ++i) {
         memory[i].reset(new char[tokens * row]);
-        for (int64_t j = 0; j < tokens * row; ++j) memory[i][j] = static_cast<char>(random());
+        for (int64_t j = 0; j < tokens * row; ++j) memory[i][j] = static_cast<char>(generator());
         rows[i] = {memory[i].get(), row, head_dim * size};
     }
     const std::unique_ptr<uint8_t[]> mask(new uint8_t[tokens]);
@@ -36,15 +52,73 @@ void attend(std::mt19937_64& random, const char* instructions) {
               1, nullptr, instructions);
 }
 
+template <typename Id>
+uint64_t mask_random_tokens() {
+    const int64_t vocab = 1 + below(50), n = below(6);
+    const auto starts = offsets(n, 0, 40);
+    const std::unique_ptr<uint8_t[]> kinds(new uint8_t[vocab]), special(new uint8_t[starts[n]]);
+    for (int64_t i = 0; i < vocab; ++i) kinds[i] = static_cast<uint8_t>(below(4));
+    const std::unique_ptr<int64_t[]> indices(new int64_t[n]);
+    for (int64_t b = 0; b < n; ++b) indices[b] = below(kMaxIndex + 1);
+    const std::unique_ptr<Id[]> ids(new Id[starts[n]]), masked(new Id[starts[n]]), labels(new Id[starts[n]]);
+    for (int64_t i = 0; i < starts[n]; ++i) {
+        ids[i] = static_cast<Id>(below(vocab));
+        special[i] = below(4) == 0;
+    }
+    const MaskingRule rule{kinds.get(), vocab, below(vocab), probability(), below(3) == 0 ? -1 : below(30)};
+    const Randomness randomness{generator(), static_cast<uint32_t>(generator())};
+    mask_tokens(ids.get(), starts.get(), n, indices.get(), below(2) ? special.get() : nullptr, rule, randomness,
+                masked.get(), labels.get());
+    uint64_t sum = 0;
+    for (int64_t i = 0; i < starts[n]; ++i) sum += static_cast<uint64_t>(masked[i] * 31 + labels[i]);
+    return sum;
+}
+
+template <typename Id>
+uint64_t pair_random_documents() {
+    const int64_t documents = 2 + below(4), n = below(5);
+    const auto document_offsets = offsets(documents, 1, 6);
+    const int64_t sentences = document_offsets[documents];
+    const auto sentence_offsets = offsets(sentences, 1, 12);
+    const std::unique_ptr<int64_t[]> chosen(new int64_t[n]), counts(new int64_t[n]);
+    int64_t most = 0;
+    for (int64_t k = 0; k < n; ++k) {
+        chosen[k] = below(documents);
+        most += document_offsets[chosen[k] + 1] - document_offsets[chosen[k]];
+    }
+    const std::unique_ptr<PairRange[]> ranges(new PairRange[most]);
+    const std::unique_ptr<int64_t[]> is_random(new int64_t[most]);
+    const PairingRule rule{2 + below(below(2) == 0 ? 8 : 60), probability()};
+    const Randomness randomness{generator(), static_cast<uint32_t>(generator())};
+    const int64_t pairs = pair_sentences({sentence_offsets.get(), document_offsets.get(), documents}, chosen.get(), n,
+                                         rule, randomness, ranges.get(), is_random.get(), counts.get());
+    int64_t size = 0;
+    for (int64_t k = 0; k < pairs; ++k) {
+        size += ranges[k].a_end - ranges[k].a_begin + ranges[k].b_end - ranges[k].b_begin + 3;
+    }
+    const std::unique_ptr<Id[]> tokens(new Id[sentence_offsets[sentences]]), out(new Id[size]), types(new Id[size]);
+    for (int64_t i = 0; i < sentence_offsets[sentences]; ++i) tokens[i] = static_cast<Id>(i);
+    pack_pairs(tokens.get(), ranges.get(), pairs, 101, 102, out.get(), types.get());
+    uint64_t sum = 0;
+    for (int64_t i = 0; i < size; ++i) sum += static_cast<uint64_t>(out[i] * 31 + types[i]);
+    return sum;
+}
+
+uint64_t pack_random_windows() {
+    const int64_t n = below(40), window = below(2) == 0 ? 1 + below(70) : 1 + below(9000);
+    const std::unique_ptr<int64_t[]> lengths(new int64_t[n]), order(new int64_t[n]), starts(new int64_t[n + 1]);
+    for (int64_t i = 0; i < n; ++i) lengths[i] = below(3) == 0 ? below(2) * window : below(window + 1);
+    const int64_t windows = pack_windows(lengths.get(), n, window, order.get(), starts.get());
+    return static_cast<uint64_t>(starts[windows] * 31 + windows);
+}
+
 }  // namespace
 
 int main() {
-    std::mt19937_64 random(7);
     for (int round = 0; round < 300 && !attention_instructions().empty(); ++round) {
-        attend(random, "");
-        if (attention_instructions() == "avx512") attend(random, "avx2");
+        attend("");
+        if (attention_instructions() == "avx512") attend("avx2");
     }
-    const auto below = [&](int64_t n) { return static_cast<int64_t>(random() % static_cast<uint64_t>(n)); };
     uint64_t hash = 0;
     for (int round = 0; round < 3000; ++round) {
         const int64_t batch = below(20), seqlen = below(70), positions = batch * seqlen;
@@ -73,8 +147,11 @@ int main() {
 
         const int64_t size = below(200);
         const std::unique_ptr<uint8_t[]> bytes(new uint8_t[size]);
-        for (int64_t i = 0; i < size; ++i) bytes[i] = static_cast<uint8_t>(random());
+        for (int64_t i = 0; i < size; ++i) bytes[i] = static_cast<uint8_t>(generator());
         hash ^= fingerprint({reinterpret_cast<uintptr_t>(bytes.get())}, {size}, 2 + below(40));
+
+        hash += mask_random_tokens<int32_t>() + mask_random_tokens<int64_t>();
+        hash += pair_random_documents<int32_t>() + pair_random_documents<int64_t>() + pack_random_windows();
     }
     std::printf("ok %llx\n", static_cast<unsigned long long>(hash));
     return 0;
