@@ -24,7 +24,7 @@ int64_t unpad_cuda_workspace(int64_t batch, int64_t seqlen);
 
 enum class DType { kFloat32, kFloat16, kBFloat16 };
 
-// Dropout with probability p; seed null: none. What is dropped: shared/philox.h.
+// Dropout with probability p; seed null: none. What is dropped: shared/dropout.h.
 struct DropoutOptions {
     const int64_t* seed;
     double p;

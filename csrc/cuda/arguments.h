@@ -6,7 +6,7 @@
 
 #include "cuda/api.h"
 #include "host/checks.h"
-#include "shared/philox.h"
+#include "shared/dropout.h"
 
 namespace bert_fast {
 

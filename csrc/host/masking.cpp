@@ -11,6 +11,7 @@ namespace {
 
 constexpr uint32_t kBelowMask = 3435973837u;    // 0.8 * 2^32
 constexpr uint32_t kBelowRandom = 3865470566u;  // 0.9 * 2^32
+constexpr int64_t kDrawnAtOnce = 256;           // words of choose_each
 
 using Word = std::pair<int64_t, int64_t>;  // positions [first, last) in its sequence
 
@@ -39,36 +40,54 @@ void check(const MaskingRule& rule, const int64_t* cu_seqlens, int64_t sequences
     }
 }
 
-// One sequence of the batch, with the choice of its tokens still to be made.
+// One sequence of the batch. Work is done in passes without branches on random words, which no processor foresees.
 template <typename Id>
-class Sequence {
-public:
-    Sequence(const Id* ids, int64_t start, int64_t length, const uint8_t* special, const MaskingRule& rule,
-             const Randomness& randomness, int64_t index, Id* masked, Id* labels)
-        : ids_(ids + start), length_(length), start_(start), special_(special ? special + start : nullptr), rule_(rule),
-          randomness_(randomness), index_(index), masked_(masked + start), labels_(labels + start) {}
+struct Sequence {
+    const Id* ids;
+    int64_t start, length;
+    const uint8_t* special;  // or null
+    const MaskingRule& rule;
+    const Randomness& randomness;
+    int64_t index;
 
-    // A word takes the draw of its first token.
-    void choose_each(uint64_t threshold) {
-        PhiloxWords words{};
-        bool chosen = false, in_word = false;
-        for (int64_t i = 0; i < length_; ++i) {
-            if (i % 4 == 0) words = randomness_.words(Purpose::kSelect, index_, static_cast<uint32_t>(i / 4));
-            const uint32_t lanes[4] = {words.x, words.y, words.z, words.w};
-            const uint8_t kind = kind_at(i);
-            if (!(in_word && kind == kContinuesWord)) chosen = lanes[i % 4] < threshold;
-            in_word = !(kind & kSpecialToken);
-            masked_[i] = ids_[i];
-            labels_[i] = -100;
-            if (chosen && in_word) choose(i);
+    uint8_t kind_at(int64_t i) const {
+        const int64_t id = ids[i];
+        if (id < 0 || id >= rule.vocab) {
+            refuse("input_ids[" + std::to_string(start + i) + "] is " + std::to_string(id) +
+                   ", outside the vocabulary of " + std::to_string(rule.vocab));
         }
+        return special && special[i] ? kSpecialToken : rule.kinds[id];
+    }
+
+    // The positions whose words' draws choose them, a word taking that of its first token, into chosen [length].
+    int64_t choose_each(uint64_t threshold, uint32_t* chosen) const {
+        uint32_t words[kDrawnAtOnce];
+        int64_t count = 0;
+        bool hit = false, in_word = false;
+        for (int64_t first = 0; first < length; first += kDrawnAtOnce) {
+            const int64_t here = std::min(kDrawnAtOnce, length - first);
+            for (int64_t k = 0; k < here; k += 4) {
+                const PhiloxWords drawn =
+                    randomness.words(Purpose::kSelect, index, static_cast<uint32_t>((first + k) / 4));
+                std::copy_n(drawn.words, 4, words + k);
+            }
+            for (int64_t k = 0; k < here; ++k) {
+                const uint8_t kind = kind_at(first + k);
+                const bool joined = in_word & (kind == kContinuesWord);
+                hit = joined ? hit : words[k] < threshold;
+                in_word = !(kind & kSpecialToken);
+                chosen[count] = static_cast<uint32_t>(first + k);
+                count += hit & in_word;
+            }
+        }
+        return count;
     }
 
     // Words in random order, each taken if it fits what is left of the budget.
-    void choose_exactly(std::vector<Word>* words) {
+    int64_t choose_exactly(std::vector<Word>* words, uint32_t* chosen) const {
         words->clear();
         bool in_word = false;
-        for (int64_t i = 0; i < length_; ++i) {
+        for (int64_t i = 0; i < length; ++i) {
             const uint8_t kind = kind_at(i);
             if (in_word && kind == kContinuesWord) {
                 words->back().second = i + 1;
@@ -76,50 +95,33 @@ public:
                 words->emplace_back(i, i + 1);
             }
             in_word = !(kind & kSpecialToken);
-            masked_[i] = ids_[i];
-            labels_[i] = -100;
         }
-        const double share = std::nearbyint(static_cast<double>(length_) * rule_.probability);
-        int64_t room = std::min(rule_.max_predictions, std::max<int64_t>(1, static_cast<int64_t>(share)));
-        Draws draws(randomness_, Purpose::kShuffle, index_);
+        const double share = std::nearbyint(static_cast<double>(length) * rule.probability);
+        const int64_t budget = std::min(rule.max_predictions, std::max<int64_t>(1, static_cast<int64_t>(share)));
+        Draws draws(randomness, Purpose::kShuffle, index);
         const int64_t n = static_cast<int64_t>(words->size());
-        for (int64_t k = 0; k < n && room > 0; ++k) {
+        int64_t count = 0;
+        for (int64_t k = 0; k < n && count < budget; ++k) {
             std::swap((*words)[k], (*words)[k + draws.below(n - k)]);
             const auto [first, last] = (*words)[k];
-            if (last - first > room) continue;
-            room -= last - first;
-            for (int64_t i = first; i < last; ++i) choose(i);
+            if (last - first > budget - count) continue;
+            for (int64_t i = first; i < last; ++i) chosen[count++] = static_cast<uint32_t>(i);
         }
+        return count;
     }
 
-private:
-    uint8_t kind_at(int64_t i) const {
-        const int64_t id = ids_[i];
-        if (id < 0 || id >= rule_.vocab) {
-            refuse("input_ids[" + std::to_string(start_ + i) + "] is " + std::to_string(id) +
-                   ", outside the vocabulary of " + std::to_string(rule_.vocab));
-        }
-        return special_ && special_[i] ? kSpecialToken : rule_.kinds[id];
-    }
-
-    void choose(int64_t i) {
-        const PhiloxWords words = randomness_.words(Purpose::kReplace, index_, static_cast<uint32_t>(i));
-        labels_[i] = ids_[i];
-        if (words.x < kBelowMask) {
-            masked_[i] = static_cast<Id>(rule_.mask_id);
-        } else if (words.x < kBelowRandom) {
-            masked_[i] = static_cast<Id>(scaled_below(words.z, words.w, static_cast<uint64_t>(rule_.vocab)));
+    void write(const uint32_t* chosen, int64_t count, Id* masked, Id* labels) const {
+        std::copy_n(ids, length, masked);
+        std::fill_n(labels, length, Id{-100});
+        for (int64_t k = 0; k < count; ++k) {
+            const uint32_t i = chosen[k];
+            const auto [treatment, unused, high, low] = randomness.words(Purpose::kReplace, index, i).words;
+            const Id other = static_cast<Id>(scaled_below(high, low, static_cast<uint64_t>(rule.vocab)));
+            const Id unmasked = treatment < kBelowRandom ? other : ids[i];
+            masked[i] = treatment < kBelowMask ? static_cast<Id>(rule.mask_id) : unmasked;
+            labels[i] = ids[i];
         }
     }
-
-    const Id* ids_;
-    int64_t length_, start_;
-    const uint8_t* special_;
-    const MaskingRule& rule_;
-    const Randomness& randomness_;
-    int64_t index_;
-    Id* masked_;
-    Id* labels_;
 };
 
 }  // namespace
@@ -135,14 +137,15 @@ void mask_tokens(const Id* ids, const int64_t* cu_seqlens, int64_t sequences, co
     require_pointer("labels", labels, some);
     const uint64_t threshold = word_threshold(rule.probability);
     std::vector<Word> words;
+    std::vector<uint32_t> chosen;
     for (int64_t b = 0; b < sequences; ++b) {
         const int64_t start = cu_seqlens[b], length = cu_seqlens[b + 1] - start;
-        Sequence<Id> sequence(ids, start, length, special, rule, randomness, indices[b], masked, labels);
-        if (rule.max_predictions < 0) {
-            sequence.choose_each(threshold);
-        } else {
-            sequence.choose_exactly(&words);
-        }
+        if (static_cast<int64_t>(chosen.size()) <= length) chosen.resize(length + 1);  // one is written beyond the last
+        const Sequence<Id> sequence{ids + start, start, length, special ? special + start : nullptr, rule, randomness,
+                                    indices[b]};
+        const int64_t count = rule.max_predictions < 0 ? sequence.choose_each(threshold, chosen.data())
+                                                       : sequence.choose_exactly(&words, chosen.data());
+        sequence.write(chosen.data(), count, masked + start, labels + start);
     }
 }
 

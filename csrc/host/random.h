@@ -20,7 +20,7 @@ struct Randomness {
 
     PhiloxWords words(Purpose purpose, int64_t index, uint32_t block) const {
         const uint32_t high = static_cast<uint32_t>(index >> 32) | static_cast<uint32_t>(purpose) << 24;
-        return philox4x32_10({block, pass, static_cast<uint32_t>(index), high}, seed);
+        return philox4x32_10({{block, pass, static_cast<uint32_t>(index), high}}, seed);
     }
 };
 
@@ -52,7 +52,8 @@ private:
 
     Pair next() {
         if (count_ % 2 == 0) words_ = randomness_.words(purpose_, index_, count_ / 2);
-        return count_++ % 2 == 0 ? Pair{words_.x, words_.y} : Pair{words_.z, words_.w};
+        const uint32_t* const words = words_.words + count_++ % 2 * 2;
+        return {words[0], words[1]};
     }
 
     Randomness randomness_;

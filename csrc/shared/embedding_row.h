@@ -2,7 +2,7 @@
 #pragma once
 
 #include "shared/packs.h"
-#include "shared/philox.h"
+#include "shared/dropout.h"
 
 namespace bert_fast {
 

@@ -191,8 +191,8 @@ void harness_unpad(const uint8_t* mask, int64_t batch, int64_t seqlen, int threa
 uint32_t harness_nonzero_bytes(uint32_t word) { return nonzero_bytes(word); }
 
 void harness_philox(const uint32_t* counter, uint64_t key, uint32_t* words) {
-    const PhiloxWords got = philox4x32_10({counter[0], counter[1], counter[2], counter[3]}, key);
-    words[0] = got.x, words[1] = got.y, words[2] = got.z, words[3] = got.w;
+    const PhiloxWords got = philox4x32_10({{counter[0], counter[1], counter[2], counter[3]}}, key);
+    std::copy_n(got.words, 4, words);
 }
 
 int32_t harness_clamp(int64_t x) { return clamp_to_int32(x); }
