@@ -144,6 +144,21 @@ def _budget_in_python(sizes: np.ndarray, max_tokens: int, max_sequences: int) ->
     return np.split(order, cuts) if order.size else []
 
 
+def _cuts(bounds: list[int], rows: int) -> Iterator[tuple[int, int]]:
+    """Ranges of sequences with at most ``rows`` rows each, or one sequence; none is empty."""
+    first, end = 0, len(bounds) - 1
+    while first < end:
+        left = bounds[end] - bounds[first]
+        last = bisect.bisect_right(bounds, bounds[first] + rows) - 1
+        if rows < left <= 2 * rows:
+            half = bisect.bisect_left(bounds, bounds[first] + left / 2)
+            last = min(last, half)
+        last = max(last, first + 1)
+        if bounds[last] > bounds[first]:
+            yield first, last
+        first = last
+
+
 @dataclass(frozen=True)
 class Layout:
     """Where the rows of a packed tensor come from, and what they may see; made once per forward pass.
@@ -192,22 +207,18 @@ class Layout:
     def parts(self, rows: int, filled: Callable[[int], int]) -> Iterator[tuple[slice, int, "Layout"]]:
         """Cut the batch between sequences into parts of at most ``rows`` rows (or one longer sequence), on the CPU.
 
+        The last two are of about one size, so that none is left with a few rows: they would cost more than their share.
+
         Yields the part's rows, how many more bring their number ``n`` to ``filled(n)``, and its layout.
         """
         bounds = self.cu_seqlens.tolist()
-        first = 0
-        while first < len(bounds) - 1:
-            last = max(bisect.bisect_right(bounds, bounds[first] + rows) - 1, first + 1)
+        for first, last in _cuts(bounds, rows):
             here = slice(bounds[first], bounds[last])
-            if here.start == here.stop:
-                first = last
-                continue
             surplus = filled(here.stop - here.start) - (here.stop - here.start)
             key_mask = None if self.key_mask is None else torch.nn.functional.pad(self.key_mask[here], (0, surplus))
             cu_seqlens = self.cu_seqlens[first : last + 1] - here.start
             plan = ops.attention_plan(cu_seqlens, key_mask)
             yield here, surplus, Layout(cu_seqlens, self.max_seqlen, key_mask=key_mask, plan=plan)
-            first = last
 
     def with_seed(self, dropout: bool) -> "Layout":
         """The same layout with a seed for this forward pass, if there is dropout and kernels draw it."""

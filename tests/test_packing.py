@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch.utils import _pytree as pytree
 
 from bert_fast import PackedBatch, extension, ops
-from bert_fast.packing import layout_of_dense, layout_of_mask, layout_of_packed, token_budget_batches
+from bert_fast.packing import Layout, layout_of_dense, layout_of_mask, layout_of_packed, token_budget_batches
 
 QUICK = settings(max_examples=60, deadline=None)
 
@@ -302,3 +302,24 @@ def test_token_budget_batches_of_any_sequence_of_integers(lengths):
 def test_bad_token_budgets_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         token_budget_batches(*arguments)
+
+
+# Parts of a batch for CPU inference
+
+
+@given(st.lists(st.integers(0, 40), max_size=40), st.integers(1, 60))
+def test_parts_cover_every_row_once_and_keep_to_the_limit(lengths, rows):
+    layout = Layout(torch.tensor([0, *lengths]).cumsum(0).to(torch.int32), max(lengths, default=0))
+    parts = list(layout.parts(rows, lambda n: n + n % 2))
+    assert [row for here, _, _ in parts for row in range(here.start, here.stop)] == list(range(sum(lengths)))
+    for here, surplus, part in parts:
+        count = here.stop - here.start
+        inside = [n for n in part.cu_seqlens.diff().tolist() if n]
+        assert sum(inside) == count > 0
+        assert count <= rows or len(inside) == 1
+        assert surplus == count % 2
+
+
+def test_the_last_two_parts_share_what_is_left():
+    layout = Layout(torch.arange(0, 2201, 10, dtype=torch.int32), 10)
+    assert [here.stop - here.start for here, _, _ in layout.parts(1000, lambda n: n)] == [1000, 600, 600]

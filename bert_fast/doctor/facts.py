@@ -38,6 +38,7 @@ def versions() -> dict[str, str | None]:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             found[name] = None
+    found["torch"] = torch.__version__  # with the build, which the package's version may leave out
     found["cuda of torch"] = torch.version.cuda
     found["cuda driver"] = _driver()
     return found
