@@ -41,8 +41,7 @@ def test_schema(found):
 
 def test_every_op_of_the_door_is_tested(found):
     tested = {result["op"] for result in found["ops"] if result["device"] == "cpu"}
-    # padding and unpadding of rows are plain gathers; the plan of attention is part of attention
-    exempt = {"AttentionPlan", "attention_plan", "pad_rows", "unpad_rows"}
+    exempt = {"AttentionPlan", "attention_plan"}  # the plan of attention is part of attention
     assert set(ops.__all__) - exempt <= tested
 
 
@@ -60,6 +59,15 @@ def test_command_and_exit_status(capsys):
     assert json.loads(capsys.readouterr().out)["ok"] is True
     assert main(["doctor"]) == 0
     assert "all well" in capsys.readouterr().out
+
+
+GATHERS = ("embedding_layer_norm", "pool", "pad_rows", "unpad_rows")
+
+
+@pytest.mark.parametrize("op", GATHERS)
+def test_the_self_test_of_a_cuda_kernel_passes_on_it(op, emulated):
+    result = selftest.run_case(op, selftest.CASES[op], CPU, torch.float32)
+    assert (result.backend, result.problem) == ("cuda", None)
 
 
 # ---------------------------------------------------------------- what is broken is noticed

@@ -59,6 +59,7 @@ KERNELS = (
     *(f"attention S={length}" for length in ATTENTION_LENGTHS),
     "attention ragged",
     "embedding_layer_norm",
+    "embedding_layer_norm p=0.1",
     "bias_gelu",
     "attention S=128 p=0.1",
     "attention S=512 p=0.1",
@@ -67,6 +68,10 @@ KERNELS = (
     "layer_norm",
     "cross_entropy",
     "unpad",
+    "pad_rows",
+    "unpad_rows",
+    "pool mean",
+    "pool max",
 )
 SMALL_SHAPES = tuple(f"{part}/6" for part in range(6))
 MODELS = ("model base", "model large", "model large training")

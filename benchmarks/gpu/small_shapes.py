@@ -18,6 +18,7 @@ from torch import Tensor
 
 import bert_fast
 from bert_fast import backend, ops
+from bert_fast.ops.pooling import POOLINGS, pool
 
 _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if _INTERPRETED else "cuda"
@@ -75,7 +76,20 @@ def _embedding(tokens: int, hidden: int, dtype: torch.dtype) -> None:
     tables = [_randn(n, hidden, dtype=dtype) for n in (50, 40, 2)]
     weight, bias = _randn(hidden, dtype=dtype), _randn(hidden, dtype=dtype)
     ids = [torch.randint(n, (tokens,)).to(DEVICE) for n in (50, 2, 40)]
-    _backward(ops.embedding_layer_norm(*ids, *tables, weight, bias, 1e-12))
+    for p in (0.0, 0.2):
+        _backward(ops.embedding_layer_norm(*ids, *tables, weight, bias, 1e-12, p=p, seed=_seed(), site=-1))
+
+
+def _pool(lengths: tuple[int, ...], hidden: int, dtype: torch.dtype) -> None:
+    cu_seqlens = torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32).to(DEVICE)
+    for mode in POOLINGS:
+        _backward(pool(_randn(sum(lengths), hidden, dtype=dtype), cu_seqlens, mode, normalize=True))
+
+
+def _pad(batch: int, seqlen: int, width: int, dtype: torch.dtype) -> None:
+    indices = (torch.rand(batch * seqlen) < 0.5).nonzero().squeeze(1).to(DEVICE)
+    _backward(ops.pad_rows(_randn(len(indices), width, dtype=dtype), indices, batch, seqlen))
+    _backward(ops.unpad_rows(_randn(batch, seqlen, width, dtype=dtype), indices))
 
 
 def _unpad(batch: int, seqlen: int) -> None:
@@ -98,9 +112,12 @@ def cases() -> list[tuple[str, Callable[[], None]]]:
     found += [("triton", partial(_gelu, 7, 312, half, approximate)) for approximate in ("none", "tanh")]
     softmax = ((5, 0.0), (77, 0.2), (700, 0.0), (20000, 0.0))
     found += [("triton", partial(_softmax, keys, p, half)) for keys, p in softmax]
-    embeddings = ((1, 31, half), (33, 768, half), (130, 1032, half), (9, 768, torch.float32))
+    embeddings = ((1, 31, half), (330, 768, half), (130, 1032, half), (9, 768, torch.float32))
+    embeddings += ((5, 4104, half), (3, 8201, half))  # past what registers hold, backward and forward
     found += [("cuda", partial(_embedding, *arguments)) for arguments in embeddings]
     found += [("cuda", partial(_unpad, *shape)) for shape in ((1, 1), (3, 33), (257, 129), (3, 20001))]
+    found += [("cuda", partial(_pool, LENGTHS[-1], width, half)) for width in (384, 31)]
+    found += [("cuda", partial(_pad, 5, 33, width, half)) for width in (768, 31, 1)]
     return found
 
 

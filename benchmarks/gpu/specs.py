@@ -81,4 +81,6 @@ def spec_named(name: str, context: Context) -> Spec:
         context = context.with_hidden(int(facts["H"]))
     if op == "attention":
         return specs_attention.spec(context, int(facts["S"]) if "S" in facts else None, p, bias="bias" in rest)
+    if op == "pool":
+        return specs_memory.pooling(context, rest[0])
     return {**specs_rows.SPECS, **specs_memory.SPECS}[op](context, p)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -9,6 +11,7 @@ from torch import Tensor
 from benchmarks.gpu.context import Context
 from benchmarks.gpu.specs import Cost, Provider, Spec, Tensors, missing
 from bert_fast import ops, reference
+from bert_fast.ops.pooling import pool
 
 EPS = 1e-12
 _TABLES = ("word", "position", "token_type")
@@ -29,6 +32,7 @@ def embedding_layer_norm(context: Context, p: float) -> Spec:
             "position_ids": torch.arange(tokens, device=context.device) % min(128, sizes.positions),
             "word": randn(sizes.vocabulary, sizes.hidden), "position": randn(sizes.positions, sizes.hidden),
             "token_type": randn(2, sizes.hidden), "weight": 1 + 0.2 * randn(sizes.hidden), "bias": randn(sizes.hidden),
+            "seed": torch.tensor([seed + 12345], dtype=torch.int64, device=context.device),
         }  # fmt: skip
 
     def arguments(t: Tensors) -> tuple:
@@ -37,25 +41,30 @@ def embedding_layer_norm(context: Context, p: float) -> Spec:
 
     def ours(t: Tensors, p: float) -> Tensor:
         with context.ours():
-            return ops.embedding_layer_norm(*arguments(t))
+            return ops.embedding_layer_norm(*arguments(t), p=p, seed=t["seed"], site=-1)
 
     def eager(t: Tensors, p: float) -> Tensor:
         summed = F.embedding(t["input_ids"], t["word"]) + F.embedding(t["token_type_ids"], t["token_type"])
         summed = summed + F.embedding(t["position_ids"], t["position"])
-        return F.layer_norm(summed, t["weight"].shape, t["weight"], t["bias"], EPS)
+        return F.dropout(F.layer_norm(summed, t["weight"].shape, t["weight"], t["bias"], EPS), p)
 
     def costs(t: Tensors) -> dict[str, Cost]:
         rows = len(t["input_ids"]) * t["word"].shape[1] * t["word"].element_size()
-        ids = 3 * 8 * len(t["input_ids"])
+        ids, statistics = 3 * 8 * len(t["input_ids"]), 8 * len(t["input_ids"])
         tables = sum(t[name].numel() * t[name].element_size() for name in _TABLES)
-        return {"forward": Cost(2 * rows + ids), "backward": Cost(2 * rows + tables + ids)}
+        # Forward: the words' rows and the result. Backward: the upstream gradient and the words' rows once, the tables'
+        # gradients written once; what it writes in between is its own affair.
+        found = {"training": Cost(2 * rows + ids + statistics), "backward": Cost(2 * rows + tables + ids + statistics)}
+        return found if p > 0 else {"forward": Cost(2 * rows + ids), **found}
 
     compiled = context.compiled(eager)
-    providers = (Provider("bert_fast", ours), Provider("eager", eager), Provider("torch.compile", compiled))
-    def truth(t: Tensors, p: float) -> Tensor:
-        return reference.embedding_layer_norm(*arguments(t))
+    ours_first = Provider("bert_fast", ours, masks=True)
+    providers = (ours_first, Provider("eager", eager), Provider("torch.compile", compiled))
 
-    return Spec("embedding_layer_norm", make, truth, providers, costs, (*_TABLES, "weight", "bias"))
+    def truth(t: Tensors, p: float) -> Tensor:
+        return reference.embedding_layer_norm(*arguments(t), p=p, seed=t["seed"], site=-1)
+
+    return Spec("embedding_layer_norm", make, truth, providers, costs, (*_TABLES, "weight", "bias"), p)
 
 
 def cross_entropy(context: Context, p: float) -> Spec:
@@ -120,4 +129,72 @@ def unpad(context: Context, p: float) -> Spec:
     return Spec("unpad", make, truth, (Provider("bert_fast", ours), Provider("eager", eager)), costs, exact=True)
 
 
-SPECS = {"embedding_layer_norm": embedding_layer_norm, "cross_entropy": cross_entropy, "unpad": unpad}
+def _lengths(context: Context, tokens: int, seed: int) -> Tensor:
+    """Lengths of up to 128 (16 in a rehearsal), of so many sequences that all of them padded are ``tokens`` places."""
+    longest = 16 if context.rehearse else 128
+    count = max(1, tokens // longest)
+    return torch.randint(1, longest + 1, (count,), generator=context.generator(seed), device=context.device)
+
+
+def _padding(context: Context, p: float, *, leave: bool) -> Spec:
+    """Rows out of a padded batch (``leave``) or back into it: every row read once, every row or place written once."""
+
+    def make(tokens: int, seed: int) -> Tensors:
+        lengths = _lengths(context, tokens, seed)
+        mask = torch.arange(16 if context.rehearse else 128, device=context.device) < lengths[:, None]
+        indices = mask.flatten().nonzero().squeeze(1)
+        shape = (*mask.shape, context.sizes.hidden) if leave else (len(indices), context.sizes.hidden)
+        x = torch.randn(shape, generator=context.generator(seed), device=context.device).to(context.dtype)
+        return {"x": x, "indices": indices, "shape": tuple(mask.shape)}
+
+    def ours(t: Tensors, p: float) -> Tensor:
+        with context.ours():
+            return ops.unpad_rows(t["x"], t["indices"]) if leave else ops.pad_rows(t["x"], t["indices"], *t["shape"])
+
+    def eager(t: Tensors, p: float) -> Tensor:
+        if leave:
+            return t["x"].flatten(0, 1)[t["indices"]]
+        batch, seqlen = t["shape"]
+        return t["x"].new_zeros(batch * seqlen, t["x"].shape[1]).index_put((t["indices"],), t["x"])
+
+    def costs(t: Tensors) -> dict[str, Cost]:
+        (batch, seqlen), tokens = t["shape"], len(t["indices"])
+        row = t["x"].shape[-1] * t["x"].element_size()
+        gather, scatter = Cost(2 * tokens * row + 8 * tokens), Cost((batch * seqlen + tokens) * row + 8 * tokens)
+        return {"forward": gather, "backward": scatter} if leave else {"forward": scatter, "backward": gather}
+
+    providers = (Provider("bert_fast", ours), Provider("eager", eager))
+    return Spec("unpad_rows" if leave else "pad_rows", make, eager, providers, costs, ("x",))
+
+
+def pooling(context: Context, mode: str) -> Spec:
+    """Embeddings out of packed rows, of length 1: rows read once; backward, their gradient written once."""
+
+    def make(tokens: int, seed: int) -> Tensors:
+        cu_seqlens = F.pad(_lengths(context, tokens, seed).cumsum(0), (1, 0)).int()
+        shape = (int(cu_seqlens[-1]), context.sizes.hidden)
+        x = torch.randn(shape, generator=context.generator(seed), device=context.device).to(context.dtype)
+        return {"x": x, "cu_seqlens": cu_seqlens}
+
+    def ours(t: Tensors, p: float) -> Tensor:
+        with context.ours():
+            return pool(t["x"], t["cu_seqlens"], mode, normalize=True)
+
+    def eager(t: Tensors, p: float) -> Tensor:
+        return reference.pool(t["x"], t["cu_seqlens"], mode, normalize=True)
+
+    def costs(t: Tensors) -> dict[str, Cost]:
+        rows = t["x"].numel() * t["x"].element_size()
+        vectors = 4 * (len(t["cu_seqlens"]) - 1) * t["x"].shape[1]
+        return {"forward": Cost(rows + vectors), "backward": Cost(rows + vectors)}
+
+    return Spec(f"pool {mode}", make, eager, (Provider("bert_fast", ours), Provider("eager", eager)), costs, ("x",))
+
+
+SPECS = {
+    "embedding_layer_norm": embedding_layer_norm,
+    "cross_entropy": cross_entropy,
+    "unpad": unpad,
+    "unpad_rows": partial(_padding, leave=True),
+    "pad_rows": partial(_padding, leave=False),
+}

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bert_fast import backend, extension, ops, packing, reference
 from bert_fast.ops.linear import pack_linear
-from bert_fast.ops.pooling import pool
+from bert_fast.ops.pooling import POOLINGS, pool
 
 UNIT_ROUNDOFF = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11, torch.float32: 2.0**-24}
 LENGTHS = (7, 1, 0, 33, 16)
@@ -174,14 +174,37 @@ def _embedding_inputs() -> dict[str, Tensor]:
 
 
 def _embedding(door: Any) -> Callable[..., Tensor]:
+    """With dropout: a seed draws the same mask everywhere."""
     names = ("input_ids", "token_type_ids", "position_ids", "word", "position", "token_type", "weight", "bias")
-    return lambda **inputs: door.embedding_layer_norm(*(inputs[name] for name in names), 1e-12)
+
+    def run(**inputs: Tensor) -> Tensor:
+        seed = torch.tensor([77], device=inputs["word"].device)
+        return door.embedding_layer_norm(*(inputs[name] for name in names), 1e-12, p=0.1, seed=seed, site=-1)
+
+    return run
+
+
+def _pool(hidden: Tensor, cu_seqlens: Tensor) -> Tensor:
+    return torch.cat([pool(hidden, cu_seqlens, mode, mode == "max") for mode in POOLINGS])
 
 
 def _pooled(hidden: Tensor, cu_seqlens: Tensor) -> Tensor:
     bounds = cu_seqlens.tolist()
     parts = [hidden[a:b].double() for a, b in zip(bounds, bounds[1:], strict=False)]
-    return torch.stack([p.mean(0) if len(p) else p.new_zeros(hidden.shape[1]) for p in parts])
+    empty = hidden.new_zeros(hidden.shape[1], dtype=torch.float64)
+    means, firsts, highest = (
+        torch.stack([take(p) if len(p) else empty for p in parts])
+        for take in (lambda p: p.mean(0), lambda p: p[0], lambda p: p.max(0).values)
+    )
+    return torch.cat([means, firsts, torch.nn.functional.normalize(highest, dim=-1)])
+
+
+_PLACES = torch.tensor([0, 3, 4, 11, 12, 13, 29])
+_PADDED = (3, 10)
+
+
+def _padded(x: Tensor) -> Tensor:
+    return x.new_zeros(_PADDED[0] * _PADDED[1], x.shape[1]).index_copy(0, _PLACES.to(x.device), x).unflatten(0, _PADDED)
 
 
 def _packed_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -268,8 +291,18 @@ CASES = {
     ),
     "pool": Case(
         lambda: {"hidden": _randn(sum(LENGTHS), HIDDEN), "cu_seqlens": _cu_seqlens()},
-        pool,
+        _pool,
         _pooled,
+    ),
+    "pad_rows": Case(
+        lambda: {"x": _randn(len(_PLACES), HIDDEN)},
+        lambda x: ops.pad_rows(x, _PLACES.to(x.device), *_PADDED),
+        _padded,
+    ),
+    "unpad_rows": Case(
+        lambda: {"x": _randn(*_PADDED, HIDDEN)},
+        lambda x: ops.unpad_rows(x, _PLACES.to(x.device)),
+        lambda x: x.flatten(0, 1)[_PLACES],
     ),
 }
 
