@@ -1,6 +1,8 @@
 // Adjacent elements that move together: 16 bytes where rows allow it, one element where they do not.
 #pragma once
 
+#include <type_traits>
+
 #include "shared/floats.h"
 
 #ifndef __CUDACC__
@@ -11,6 +13,8 @@ namespace bert_fast {
 
 #ifdef __CUDA_ARCH__
 constexpr bool kOnDevice = true;
+template <int BYTES>
+using Word = std::conditional_t<BYTES == 16, uint4, uint2>;
 #else
 constexpr bool kOnDevice = false;
 #endif
@@ -30,9 +34,9 @@ struct alignas(sizeof(T) * VEC) Pack {
 template <typename T, int VEC>
 BERT_FAST_HD Pack<T, VEC> load_pack(const T* source) {
     Pack<T, VEC> pack;
-    if constexpr (kOnDevice && sizeof pack == 16) {
+    if constexpr (kOnDevice && (sizeof pack == 16 || sizeof pack == 8)) {
 #ifdef __CUDA_ARCH__
-        const uint4 raw = __ldg(reinterpret_cast<const uint4*>(source));
+        const auto raw = __ldg(reinterpret_cast<const Word<sizeof pack>*>(source));
         std::memcpy(&pack, &raw, sizeof pack);
 #endif
     } else {
@@ -45,11 +49,11 @@ BERT_FAST_HD Pack<T, VEC> load_pack(const T* source) {
 
 template <typename T, int VEC>
 BERT_FAST_HD void store_pack(T* target, const Pack<T, VEC>& pack) {
-    if constexpr (kOnDevice && sizeof pack == 16) {
+    if constexpr (kOnDevice && (sizeof pack == 16 || sizeof pack == 8)) {
 #ifdef __CUDA_ARCH__
-        uint4 raw;
+        Word<sizeof pack> raw;
         std::memcpy(&raw, &pack, sizeof pack);
-        *reinterpret_cast<uint4*>(target) = raw;
+        __stwb(reinterpret_cast<Word<sizeof pack>*>(target), raw);  // an assignment may be split into words again
 #endif
     } else {
         require_alignment(target, sizeof pack);
