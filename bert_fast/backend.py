@@ -153,7 +153,8 @@ def cuda_reasons(device: torch.device) -> tuple[str, ...]:
         return (extension.unavailable_reason() or "the extension is not available",)
     if not hasattr(module, "cuda_status"):
         return ("the extension was built without CUDA (no nvcc was found)",)
-    status = module.cuda_status()
+    # With the index also: has the build code for this very GPU? Without such code the first launch would fail.
+    status = module.cuda_status(-1 if device.index is None else device.index)
     return () if status is None else (status,)
 
 

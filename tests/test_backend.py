@@ -121,6 +121,13 @@ def test_gpus_that_triton_kernels_cannot_use(monkeypatch, capability, hip, reaso
     assert (reason in reasons[0]) if reason else reasons == ()
 
 
+def test_the_extension_on_a_gpu_that_it_has_no_code_for(monkeypatch):
+    monkeypatch.setattr(extension, "module", lambda: Extension(lambda device=-1: "no code" if device == 1 else None))
+    reasons = backend.cuda_reasons.__wrapped__
+    assert reasons(torch.device("cuda", 1)) == ("no code",)
+    assert reasons(torch.device("cuda", 0)) == reasons(torch.device("cuda")) == ()
+
+
 @pytest.mark.parametrize("device", ["mps", "xpu", "meta"])
 def test_other_devices_have_no_kernels(device, monkeypatch):
     monkeypatch.setattr(backend.importlib.util, "find_spec", lambda name: object())
@@ -132,7 +139,7 @@ class Extension:
     """Stands for the compiled module with CUDA code, and a driver that is fine or not."""
 
     def __init__(self, status):
-        self.cuda_status = lambda: status
+        self.cuda_status = status if callable(status) else lambda device=-1: status
 
 
 @pytest.mark.parametrize(

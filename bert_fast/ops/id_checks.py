@@ -20,6 +20,9 @@ def check_ids(name: str, ids: Tensor, rows: int) -> None:
 def bad_id_flag(device: torch.device) -> Tensor:
     """The device's sticky flag, int32 ``[1]``: 0, or the code of the first table that an id lay outside of."""
     if device not in _flags:
+        if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            # A graph's memory goes with the graph: the flag of a device that was never warmed up is not kept.
+            return torch.zeros(1, dtype=torch.int32, device=device)
         with torch.inference_mode(False):  # it outlives the block of its first call, and is written outside of it
             _flags[device] = torch.zeros(1, dtype=torch.int32, device=device)
     return _flags[device]
