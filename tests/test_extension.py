@@ -208,9 +208,16 @@ def test_cuda_functions_check_before_they_launch(compiled) -> None:
     ]:
         with pytest.raises(ValueError, match=message):
             compiled.unpad_cuda(**(unpad_case | change))
-    names = "input_ids token_type_ids position_ids word position type gamma beta out mean rstd bad_id"
-    case = dict.fromkeys(names.split(), 16) | {"tokens": 4, "hidden": 8, "vocab": 5, "positions": 5, "types": 2}
-    case |= {"eps": 1e-12, "dtype": "float32", "device": 0, "stream": 0}
+    ids_and_tables = dict.fromkeys("input_ids token_type_ids position_ids word position type gamma".split(), 16)
+    inputs = {**ids_and_tables, "tokens": 4, "hidden": 8, "vocab": 5, "positions": 5, "types": 2, "dtype": "float32"}
+    inputs |= {"seed": 16, "p": 0.1, "site": 3}
+    outputs = {"beta": 16, "eps": 1e-12, "out": 16, "mean": 16, "rstd": 16, "bad_id": 16, "device": 0, "stream": 0}
+
+    def embed(**change):
+        given = {name: change.get(name, value) for name, value in inputs.items()}
+        rest = {name: change.get(name, value) for name, value in outputs.items()}
+        return compiled.embedding_layer_norm_cuda(tuple(given.values()), **rest)
+
     for change, message in [
         ({"tokens": -1}, "tokens must be at least 0"),
         ({"hidden": 0}, "hidden must be at least 1"),
@@ -227,8 +234,35 @@ def test_cuda_functions_check_before_they_launch(compiled) -> None:
         ({"device": -1}, "device must be at least 0"),
     ]:
         with pytest.raises(ValueError, match=message):
-            compiled.embedding_layer_norm_cuda(**(case | change))
-    assert compiled.embedding_layer_norm_cuda(**(case | {"tokens": 0})) is None, "no tokens, no launch"
+            embed(**change)
+    assert embed(tokens=0) is None, "no tokens, no launch"
+
+
+def test_cuda_functions_of_gathers_check_before_they_launch(compiled) -> None:
+    if not bert_fast.build_info()["cuda"]:
+        pytest.skip("the extension has no CUDA code here")
+    where, row = {"device": 0, "stream": 0}, {"row_bytes": 8}
+    assert compiled.embedding_layer_norm_backward_cuda_workspace(10**6, 768) == 4 * 2048 * 768 * 4
+    assert compiled.sum_rows_by_id_cuda_workspace(65, 8) == 2 * 2 * 8 * 4
+    pool = dict.fromkeys(("x", "cu_seqlens", "out", "places", "scales"), 16)
+    pool |= {"tokens": 3, "sequences": 2, "hidden": 8, "mode": 0, "normalize": True, "dtype": "float32", **where}
+    sums = dict.fromkeys(("x", "ids", "order", "out", "workspace"), 16)
+    sums |= {"tokens": 3, "hidden": 8, "rows": 5, "skip": -1, "dtype": "float32", "workspace_bytes": 64, **where}
+    gather = {"from": 16, "places": 4, "indices": 16, "tokens": 3, "to": 16, **row, **where}
+    for function, case, change, message in [
+        ("pool_cuda", pool, {"mode": 3}, "mode must be 0"),
+        ("pool_cuda", pool, {"hidden": 0}, "hidden must be at least 1"),
+        ("pool_cuda", pool, {"out": 0}, "out must not be null"),
+        ("pool_cuda", pool, {"dtype": "int8"}, "dtype must be float32, float16 or bfloat16"),
+        ("sum_rows_by_id_cuda", sums, {"rows": 0}, "rows must be at least 1"),
+        ("sum_rows_by_id_cuda", sums, {"workspace_bytes": 63}, "workspace_bytes must be at least 64"),
+        ("gather_rows_cuda", gather, {"row_bytes": -1}, "row_bytes must be at least 0"),
+        ("gather_rows_cuda", gather, {"indices": 0}, "indices must not be null"),
+        ("scatter_rows_cuda", gather, {"tokens": 5}, "tokens must not be more than places"),
+        ("scatter_rows_cuda", gather, {"to": 0}, "to must not be null"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            getattr(compiled, function)(**(case | change))
 
 
 def test_without_a_driver_cuda_says_so(compiled) -> None:

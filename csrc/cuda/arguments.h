@@ -17,7 +17,7 @@ inline bool all_aligned(std::initializer_list<const void*> pointers) {
     return true;
 }
 
-// The threshold is round(p * 2^32), ties to even, as Python rounds: and no more than a word can hold.
+// The threshold is round(p * 2^32), ties to even as in Python, and no more than a word can hold.
 inline Dropout dropout_of(const DropoutOptions& options) {
     if (!(options.p >= 0 && options.p <= 1)) refuse("p must be from 0 to 1, got " + std::to_string(options.p));
     if (options.p == 0) return {nullptr, 0, 0, 1.0f};

@@ -156,16 +156,16 @@ void sum_rows_by_id_cuda(const void* x, const int64_t* ids, const int64_t* order
     require_at_least("rows", rows, 1);
     require_at_least("device", device, 0);
     require_pointer("out", out, true);
+    for (const void* pointer : {x, static_cast<const void*>(ids), static_cast<const void*>(order)}) {
+        require_pointer("x, ids and order", pointer, tokens > 0);
+    }
+    require_pointer("workspace", workspace, tokens > 0);
+    require_at_least("workspace_bytes", workspace_bytes, needed);
     const DeviceGuard guard(device, name);
     const auto on = static_cast<cudaStream_t>(stream);
     const auto bytes = static_cast<size_t>(rows * hidden) * (dtype == DType::kFloat32 ? 4 : 2);
     check(cudaMemsetAsync(out, 0, bytes, on), name);
     if (tokens == 0) return;
-    for (const void* pointer : {x, static_cast<const void*>(ids), static_cast<const void*>(order)}) {
-        require_pointer("x, ids and order", pointer, true);
-    }
-    require_pointer("workspace", workspace, true);
-    require_at_least("workspace_bytes", workspace_bytes, needed);
     const Arguments a{x, ids, order, tokens, hidden, skip, out, static_cast<float*>(workspace)};
     if (dtype == DType::kFloat32) launch_for<float>(a, on, name);
     if (dtype == DType::kFloat16) launch_for<Half>(a, on, name);
