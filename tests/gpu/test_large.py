@@ -176,3 +176,42 @@ def test_attention_over_two_to_the_31_elements():
     assert torch.equal(out[last], expected)
     for found, want in zip(gradients, torch.autograd.grad(expected, alone, dout[last]), strict=True):
         assert torch.equal(found[last], want)
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_embeddings_of_65536_tokens_of_which_most_share_an_id(dtype):
+    needs_memory(16)
+    generator = torch.Generator(DEVICE).manual_seed(1)
+    ids = [torch.randint(n, (TOKENS,), generator=generator, device=DEVICE) for n in (30522, 2, 512)]
+    ids[0][:60000] = 103
+    tables = [leaf(n, HIDDEN, dtype=dtype, seed=n) for n in (30522, 512, 2)]
+    norm = [leaf(HIDDEN, dtype=dtype, seed=5 + i) for i in range(2)]
+    upstream = randn(TOKENS, HIDDEN, dtype=dtype, seed=9)
+    dropout = {"p": 0.1, "seed": torch.tensor([41], device=DEVICE), "site": -1, "padding_idx": 0}
+
+    def results(function, *tensors):
+        y = function(*ids, *tensors, EPS, **dropout)
+        return [y.detach(), *torch.autograd.grad(y, tensors, upstream.to(y.dtype))]
+
+    found = results(ops.embedding_layer_norm, *tables, *norm)
+    again = results(ops.embedding_layer_norm, *tables, *norm)
+    eager = results(reference.embedding_layer_norm, *tables, *norm)
+    truth = results(reference.embedding_layer_norm, *rounded_to(torch.float64, *tables, *norm))
+    names = ("y", "word", "position", "type", "weight", "bias")
+    for name, ours, second, theirs, exact in zip(names, found, again, eager, truth, strict=True):
+        assert torch.equal(ours, second), name
+        assert_close_to_truth(ours, theirs, exact, dtype, name=name)
+
+
+def test_rows_are_padded_to_more_than_2_to_the_31_elements():
+    needs_memory(16)
+    batch, seqlen = 8, 2**31 // (8 * HIDDEN) + 3
+    mask = torch.zeros(batch, seqlen, dtype=torch.bool, device=DEVICE)
+    mask[0, 5] = mask[3, :7] = mask[-1, -4:] = True
+    indices = mask.flatten().nonzero().squeeze(1)
+    x = leaf(len(indices), HIDDEN, dtype=torch.bfloat16)
+    padded = ops.pad_rows(x, indices, batch, seqlen)
+    assert torch.equal(padded[mask], x)
+    assert int((padded != 0).any(-1).sum()) == len(indices)
+    (dx,) = torch.autograd.grad(padded, x, padded.detach())
+    assert torch.equal(dx, x)
