@@ -48,17 +48,20 @@ def _update(rule: AdamRule, t: AdamTensors, factor: Tensor | None) -> None:
     grad = t.grad if factor is None or factor.item() == 1 else t.grad * factor
     lr = float(rule.lr)
     if not rule.adapt:
-        return _fused(rule, t, t.param, grad, lr, rule.weight_decay)
+        if rule.weight_decay:
+            # The fused kernel would multiply by 1 - lr * decay: rounded to float32, that errs the same way every step.
+            t.param.add_(t.param, alpha=-lr * rule.weight_decay)
+        return _fused(rule, t, t.param, grad, lr)
     # From 0, with a rate of -1, Adam arrives at its update.
     update = torch.zeros_like(t.param)
-    _fused(rule, t, update, grad, -1.0, 0.0)
+    _fused(rule, t, update, grad, -1.0)
     if rule.weight_decay:
         update.add_(t.param, alpha=rule.weight_decay)
     t.param.add_(update, alpha=-lr * reference_optim.trust_ratio(rule, t.param, update).item())
     return None
 
 
-def _fused(rule: AdamRule, t: AdamTensors, param: Tensor, grad: Tensor, lr: float, weight_decay: float) -> None:
+def _fused(rule: AdamRule, t: AdamTensors, param: Tensor, grad: Tensor, lr: float) -> None:
     # After infinitely many steps there is nothing to correct.
     step = t.step if rule.bias_correction else torch.full_like(t.step, math.inf)
     torch._fused_adamw_(
@@ -71,7 +74,7 @@ def _fused(rule: AdamRule, t: AdamTensors, param: Tensor, grad: Tensor, lr: floa
         lr=lr,
         beta1=rule.betas[0],
         beta2=rule.betas[1],
-        weight_decay=weight_decay,
+        weight_decay=0.0,
         eps=rule.eps,
         amsgrad=False,
         maximize=False,
