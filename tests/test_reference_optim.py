@@ -42,9 +42,7 @@ RULES = {
     "adamw": ({"weight_decay": 0.01}, loops.adamw, {"eps": 1e-6}),
     "google's adam": ({"weight_decay": 0.01, "bias_correction": False}, loops.google_adam, {}),
     "betas and eps": (
-        {"weight_decay": 0.0, "betas": (0.0, 0.5), "eps": 0.1},
-        loops.adamw,
-        {"betas": (0.0, 0.5), "eps": 0.1, "decay": 0},
+        {"betas": (0.0, 0.5), "eps": 0.1}, loops.adamw, {"betas": (0.0, 0.5), "eps": 0.1, "decay": 0},
     ),
 }  # fmt: skip
 

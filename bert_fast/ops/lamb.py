@@ -103,7 +103,8 @@ def _cuda_step(
         norm, factor = torch.empty(2, dtype=torch.float32, device=device)
         module.clip_factor_cuda(partials.data_ptr(), first, max_grad_norm, _pointer(grad_scale), norm.data_ptr(), *on)
     for (rule, tensors), count, flat in zip(buckets, chunks, lists, strict=True):
-        lr = _scalar(rule.lr, device) if isinstance(rule.lr, Tensor) and rule.lr.device.type == "cuda" else None
+        on_device = isinstance(rule.lr, Tensor) and rule.lr.device.type == device.type
+        lr = _scalar(rule.lr, device) if on_device else None
         squares = torch.empty(2 * count if rule.adapt else 0, dtype=torch.float32, device=device)
         module.adam_cuda(
             flat,

@@ -73,18 +73,18 @@ class _MomentOptimizer(torch.optim.Optimizer):
         raise NotImplementedError
 
     def _tensors(self, group: dict[str, Any]) -> Iterator[AdamTensors]:
+        capturing = any(p.is_cuda for p in group["params"]) and torch.cuda.is_current_stream_capturing()
+        if capturing and not group["capturable"]:
+            raise RuntimeError("a step can be captured in a CUDA graph only with capturable=True")
         for p in group["params"]:
             if p.grad is None:
                 continue
             if p.grad.layout != torch.strided:
                 raise RuntimeError(f"{type(self).__name__} takes dense gradients, not {p.grad.layout}")
             state = self.state[p]
-            if p.is_cuda and torch.cuda.is_current_stream_capturing():
-                if not group["capturable"]:
-                    raise RuntimeError("a step can be captured in a CUDA graph only with capturable=True")
-                if not state:
-                    raise RuntimeError("take a step before the capture: a replay would make its state anew every time")
             if not state:
+                if capturing:
+                    raise RuntimeError("take a step before the capture: a replay would make its state anew every time")
                 state.update(self._new_state(p))
             yield AdamTensors(p, p.grad, state["exp_avg"], state["exp_avg_sq"], state["step"], state.get("master"))
 

@@ -145,6 +145,13 @@ float harness_visits(const float* values, int64_t numel, int threads, bool align
     return sum;
 }
 
+float harness_squares(const char* dtype, const void* values, int64_t numel) {
+    const Share share = make_share(numel, 0, 0, 1, false);
+    if (dtype[0] == 'f') return sum_of_squares(static_cast<const float*>(values), share);
+    if (dtype[0] == 'h') return sum_of_squares(static_cast<const Half*>(values), share);
+    return sum_of_squares(static_cast<const BFloat16*>(values), share);
+}
+
 void harness_bias_correction(double beta1, double beta2, float step, float* out) {
     const BiasCorrection bias = bias_correction(make_rule(beta1, beta2, 0, 0, true, true, 0, 1), step);
     out[0] = bias.m;

@@ -12,7 +12,9 @@ from bert_fast import build_info, extension
 
 UNPAD = ("unpad_in_one_block", "count_tiles", "scan_tiles", "pack_tiles", "find_longest")
 EMBEDDING = ("embedding_layer_norm", "embedding_backward", "column_sums", "sum_tiles", "join_tiles")
-KERNELS = (*EMBEDDING, "gather_rows", "scatter_rows", "pool_sequences", "spread_gradient", *UNPAD)
+ROWS = ("gather_rows", "scatter_rows", "pool_sequences", "spread_gradient")
+OPTIMIZER = ("square_gradients", "finish_norm", "advance_tensors", "apply_updates")
+KERNELS = (*UNPAD, *EMBEDDING, *ROWS, *OPTIMIZER)
 # Wide rows of the embedding's backward: a block of 256 threads has a multiprocessor to itself.
 MOST_REGISTERS = {"embedding_backward": 200}
 
@@ -111,3 +113,34 @@ def test_masks_are_read_16_bytes_at_a_time(machine_code: dict[str, str]) -> None
     for part in ("unpad_in_one_block", "count_tiles", "pack_tiles"):
         code = next(code for name, code in machine_code.items() if part in name)
         assert count(code, r"LDG\.E\.128[.\w]*") == 1, part
+
+
+# Mangled types of parameter and first moment, and their sizes; S2_ is BFloat16 once more.
+TYPES = {
+    "ff": (4, 4),
+    "fNS_8BFloat16E": (4, 2),
+    "NS_4HalfEf": (2, 4),
+    "NS_4HalfENS_8BFloat16E": (2, 2),
+    "NS_8BFloat16Ef": (2, 4),
+    "NS_8BFloat16ES2_": (2, 2),
+}
+
+
+@pytest.mark.parametrize("types", TYPES)
+@pytest.mark.parametrize("kernel", ["advance_tensorsILb0E", "advance_tensorsILb1E", "apply_updatesI"])
+def test_an_optimizer_moves_four_elements_at_a_time(machine_code: dict[str, str], kernel: str, types: str) -> None:
+    """Master, exp_avg_sq and what else is float32 by 16 bytes; parameter, gradient and exp_avg by 8 if of 16 bits."""
+    param, moment = TYPES[types]
+    advances, applies = "advance" in kernel, "Lb0" not in kernel
+    reads = [4, 4, param, moment] + advances * [param]
+    writes = advances * [4, moment] + applies * [4, param]
+    code = next(code for name, code in machine_code.items() if f"{kernel}{types}E" in name)
+    for instruction, sizes in ((r"LDG\.E", reads), (r"STG\.E", writes)):
+        for bits, size in (("128", 4), ("64", 2)):
+            assert count(code, rf"{instruction}\.{bits}[.\w]*") == sizes.count(size), f"{instruction} {bits}"
+
+
+def test_no_optimizer_kernel_adds_floats_atomically(machine_code: dict[str, str]) -> None:
+    for name, code in machine_code.items():
+        if any(part in name for part in OPTIMIZER):
+            assert count(code, r"(RED|ATOM|ATOMG|ATOMS)[.\w]*") == 0, name

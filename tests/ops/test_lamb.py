@@ -37,9 +37,7 @@ def copied(tensors, dtype=None):
     def one(x):
         return x.detach().to(dtype or x.dtype, copy=True)
 
-    return [
-        AdamTensors(*(one(x) for x in (t.param, t.grad, t.exp_avg, t.exp_avg_sq)), t.step.clone()) for t in tensors
-    ]
+    return [AdamTensors(*(one(x) for x in (t.param, t.grad, t.exp_avg, t.exp_avg_sq)), t.step.clone()) for t in tensors]
 
 
 @pytest.mark.parametrize("limit", [None, 1.0, 1e9])
