@@ -38,7 +38,7 @@ class HostOptimizer:
                 address = grad + begin * _WIDTH[dtype]
                 count = min(CHUNK, numel - begin)
                 _float_at(partials).value = self.harness.harness_squares(
-                    _LETTERS[dtype], ctypes.c_void_p(address), ctypes.c_int64(count)
+                    _LETTERS[dtype], ctypes.c_void_p(address), ctypes.c_int64(count), ctypes.c_int(256)
                 )
                 partials += 4
 

@@ -67,6 +67,8 @@ KERNELS = (
     "gelu_layer_norm",
     "layer_norm",
     "cross_entropy",
+    "lamb",
+    "adamw",
     "unpad",
     "pad_rows",
     "unpad_rows",

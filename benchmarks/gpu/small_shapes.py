@@ -19,6 +19,7 @@ from torch import Tensor
 import bert_fast
 from bert_fast import backend, ops
 from bert_fast.ops.pooling import POOLINGS, pool
+from bert_fast.training import Lamb
 
 _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if _INTERPRETED else "cuda"
@@ -98,6 +99,17 @@ def _unpad(batch: int, seqlen: int) -> None:
         raise ArithmeticError(f"unpad of [{batch}, {seqlen}] is wrong")
 
 
+def _optimizer(sizes: tuple[int, ...], shift: int, dtype: torch.dtype) -> None:
+    params = [torch.nn.Parameter(torch.randn(n + shift).to(DEVICE, dtype)[shift:]) for n in sizes]
+    optimizer = Lamb([{"params": params[::2]}, {"params": params[1::2], "weight_decay": 0.0}], 0.01, max_grad_norm=1.0)
+    for _ in range(2):
+        for p in params:
+            p.grad = torch.randn(p.shape).to(p)
+        optimizer.step()
+    if not all(torch.isfinite(p).all() for p in params):
+        raise ArithmeticError("a weight is not finite")
+
+
 def cases() -> list[tuple[str, Callable[[], None]]]:
     """``(backend, call)``: what runs, and the backend whose kernels it must run on."""
     half = torch.float32 if _INTERPRETED else torch.bfloat16
@@ -118,6 +130,8 @@ def cases() -> list[tuple[str, Callable[[], None]]]:
     found += [("cuda", partial(_unpad, *shape)) for shape in ((1, 1), (3, 33), (257, 129), (3, 20001))]
     found += [("cuda", partial(_pool, LENGTHS[-1], width, half)) for width in (384, 31)]
     found += [("cuda", partial(_pad, 5, 33, width, half)) for width in (768, 31, 1)]
+    lists = (((5, 0, 1027, 16385), 0, torch.float32), ((3, 33000), 1, half), (tuple(range(60)), 0, half))
+    found += [("cuda", partial(_optimizer, *arguments)) for arguments in lists]
     return found
 
 

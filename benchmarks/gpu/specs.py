@@ -72,7 +72,7 @@ def spec_named(name: str, context: Context) -> Spec:
     Raises:
         KeyError: no such spec.
     """
-    from benchmarks.gpu import specs_attention, specs_memory, specs_rows
+    from benchmarks.gpu import specs_attention, specs_memory, specs_optimizer, specs_rows
 
     op, *rest = name.split()
     facts = dict(part.split("=") for part in rest if "=" in part)
@@ -82,5 +82,4 @@ def spec_named(name: str, context: Context) -> Spec:
     if op == "attention":
         return specs_attention.spec(context, int(facts["S"]) if "S" in facts else None, p, bias="bias" in rest)
     if op == "pool":
-        return specs_memory.pooling(context, rest[0])
-    return {**specs_rows.SPECS, **specs_memory.SPECS}[op](context, p)
+        return {**specs_rows.SPECS, **specs_memory.SPECS, **specs_optimizer.SPECS}[op](context, p)

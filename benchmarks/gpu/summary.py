@@ -64,6 +64,7 @@ TARGETS = (
     _share("dropout_add_layer_norm backward", "dropout_add_layer_norm p=0.1", "backward", 0.85),
     _share("embedding_layer_norm forward", "embedding_layer_norm", "forward", 0.85),
     _share("cross_entropy, forward and backward", "cross_entropy", "step", 0.90),
+    _share("lamb, BERT-large", "lamb", "forward", 0.85),
 )  # fmt: skip
 
 

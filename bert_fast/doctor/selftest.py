@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bert_fast import backend, extension, ops, packing, reference
+from bert_fast import backend, extension, ops, packing, reference, reference_optim
+from bert_fast.ops.lamb import adam_step
 from bert_fast.ops.linear import pack_linear
 from bert_fast.ops.pooling import POOLINGS, pool
 
@@ -237,6 +238,20 @@ def _loss_inputs() -> dict[str, Tensor]:
     return {"logits": _randn(40, 300), "labels": labels}
 
 
+def _lamb(step: Callable[..., Any]) -> Callable[..., Tensor]:
+    rule = reference_optim.AdamRule(0.1, weight_decay=0.01, adapt=True)
+
+    def run(weight: Tensor, grad: Tensor) -> Tensor:
+        wide = torch.float64 if weight.dtype == torch.float64 else torch.float32
+        moments = [torch.zeros_like(weight, dtype=wide) for _ in range(2)]
+        count = torch.zeros((), device=weight.device)
+        tensors = reference_optim.AdamTensors(weight.clone(), grad, *moments, count)
+        step([(rule, [tensors])], max_grad_norm=1.0)
+        return tensors.param
+
+    return run
+
+
 CASES = {
     "attention": Case(
         _attention_inputs,
@@ -287,6 +302,12 @@ CASES = {
         lambda: {"mask": torch.tensor([[1, 1, 0, 1], [0, 0, 0, 0], [1, 0, 0, 0]], dtype=torch.bool)},
         lambda mask: torch.cat([ops.unpad(mask)[0].double(), ops.unpad(mask)[1].double()]),
         lambda mask: torch.tensor([0.0, 1, 3, 8, 0, 3, 3, 4], dtype=torch.float64),
+        gradients=False,
+    ),
+    "lamb": Case(
+        lambda: {"weight": _randn(130, 131), "grad": _randn(130, 131)},
+        _lamb(adam_step),
+        _lamb(reference_optim.adam_step),
         gradients=False,
     ),
     "pool": Case(

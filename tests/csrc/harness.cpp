@@ -145,11 +145,19 @@ float harness_visits(const float* values, int64_t numel, int threads, bool align
     return sum;
 }
 
-float harness_squares(const char* dtype, const void* values, int64_t numel) {
-    const Share share = make_share(numel, 0, 0, 1, false);
-    if (dtype[0] == 'f') return sum_of_squares(static_cast<const float*>(values), share);
-    if (dtype[0] == 'h') return sum_of_squares(static_cast<const Half*>(values), share);
-    return sum_of_squares(static_cast<const BFloat16*>(values), share);
+// Of one chunk, with a tree in place of the block's.
+float harness_squares(const char* dtype, const void* values, int64_t numel, int threads) {
+    std::vector<float> sums;
+    for (int thread = 0; thread < threads; ++thread) {
+        const Share share = make_share(numel, 0, thread, threads, false);
+        sums.push_back(dtype[0] == 'f'   ? sum_of_squares(static_cast<const float*>(values), share)
+                       : dtype[0] == 'h' ? sum_of_squares(static_cast<const Half*>(values), share)
+                                         : sum_of_squares(static_cast<const BFloat16*>(values), share));
+    }
+    for (size_t width = sums.size() / 2; width > 0; width /= 2) {
+        for (size_t i = 0; i < width; ++i) sums[i] += sums[i + width];
+    }
+    return sums[0];
 }
 
 void harness_bias_correction(double beta1, double beta2, float step, float* out) {

@@ -82,7 +82,7 @@ def test_the_compiled_functions_take_what_the_door_gives(kernels):
     for name in ("square_gradients_cuda", "adam_cuda"):
         run = getattr(kernels, name)
         setattr(kernels, name, lambda *a, name=name, run=run: given.append((name, a)) or run(*a))
-    cases.check(tensors_of([5, 700]), list(cases.RULES.values()), max_grad_norm=1.0, found_inf=torch.zeros(1))
+    cases.check(tensors_of([5] * 5), list(cases.RULES.values()), max_grad_norm=1.0, found_inf=torch.zeros(1))
     assert len(given) == 2 * 2 * len(cases.RULES)
     for name, arguments in given:
         getattr(compiled, name)([], *arguments[1:-2], 0, 0)  # without tensors there is nothing to launch
