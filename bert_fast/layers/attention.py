@@ -1,13 +1,14 @@
 """BERT's self-attention and the projection that follows it."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from bert_fast import ops
 from bert_fast.config import BertConfig
-from bert_fast.layers.projection import project_joined
+from bert_fast.layers.projection import call, project_joined
 from bert_fast.layers.residual import ResidualOutput
 from bert_fast.packing import Layout
 
@@ -29,24 +30,28 @@ class BertSelfAttention(nn.Module):
     def forward(self, x: Tensor, layout: Layout, probabilities: list[Tensor] | None = None) -> Tensor:
         """``[T, H]`` -> ``[T, H]``; appends the probabilities ``[B, N, S, S]`` to a list if one is given."""
         heads = (self.num_attention_heads, self.attention_head_size)
-        joined = project_joined(self, (self.query, self.key, self.value), x)
-        q, k, v = (y.unflatten(-1, heads) for y in joined)
+        layers = (self.query, self.key, self.value)
+        joined = project_joined(self, layers, x)
+        if joined is None:
+            apart = tuple(call(layer, x).unflatten(-1, heads) for layer in layers)
+        else:
+            joined = joined.unflatten(-1, heads)
         p = self.dropout.p if self.training else 0.0
         if probabilities is not None:
+            q, k, v = apart if joined is None else joined.unbind(1)
             return self._with_probabilities(q, k, v, layout, p, probabilities).flatten(1)
-        y = ops.attention(
-            q,
-            k,
-            v,
-            layout.cu_seqlens,
-            layout.max_seqlen,
-            bias=layout.bias,
-            key_mask=layout.key_mask,
-            p=p,
-            seed=layout.seed,
-            site=self.dropout_site,
-            plan=layout.plan,
-        )
+        options: dict[str, Any] = {
+            "bias": layout.bias,
+            "key_mask": layout.key_mask,
+            "p": p,
+            "seed": layout.seed,
+            "site": self.dropout_site,
+            "plan": layout.plan,
+        }
+        if joined is None:
+            y = ops.attention(*apart, layout.cu_seqlens, layout.max_seqlen, **options)
+        else:
+            y = ops.attention_joined(joined, layout.cu_seqlens, layout.max_seqlen, **options)
         return y.flatten(1)
 
     def _with_probabilities(

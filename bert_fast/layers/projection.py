@@ -33,13 +33,24 @@ def project_and_add(module: nn.Module, x: Tensor, residual: Tensor) -> Tensor | 
     return None if packed is None or residual.dtype != x.dtype else packed.add(x, residual)
 
 
-def project_joined(owner: nn.Module, modules: tuple[nn.Module, ...], x: Tensor) -> tuple[Tensor, ...]:
-    """``module(x)`` for each of several layers that read the same ``x``: one product where a derived weight may be."""
+def project_joined(owner: nn.Module, modules: tuple[nn.Module, ...], x: Tensor) -> Tensor | None:
+    """``module(x)`` of several layers that read the same ``x``, side by side, where one product makes them; else None.
+
+    Without gradients the joined weight is derived and kept. Where the kernels run it is otherwise joined anew, in the
+    graph of autograd, of a compiler or of a capture: copying a few MB of weights costs less than a second and a third
+    product and, in the backward pass, than summing three gradients of ``x``.
+
+    Returns:
+        ``[T, len(modules), out]``, or None where a layer has to be called or the layers differ in kind.
+    """
     joined = _packed(owner, modules, x) or _joined(owner, modules, x)
-    if joined is None:
-        return tuple(call(module, x) for module in modules)
-    sizes = [module.out_features for module in modules]
-    return joined(x).split(sizes, dim=-1)
+    if joined is not None:
+        y = joined(x)
+    elif _joins_anew(modules, x):
+        y = ops.linear(x, *_join(modules))
+    else:
+        return None
+    return y.unflatten(-1, (len(modules), modules[0].out_features))
 
 
 def compute_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
@@ -99,12 +110,24 @@ def _joined(owner: nn.Module, modules: tuple[nn.Module, ...], x: Tensor) -> _Joi
     return derived.derive(owner, "joined", _sources(modules), lambda: _Joined(*_join(modules)))
 
 
+def _joins_anew(modules: tuple[nn.Module, ...], x: Tensor) -> bool:
+    if not backend.has_kernels(x.device) or not _alike(modules):
+        return False
+    weight = modules[0].weight
+    return weight.device == x.device and (weight.dtype == x.dtype or _autocast(x))
+
+
 def _same_kind(modules: tuple[nn.Module, ...]) -> bool:
-    if not all(map(derived.plain_linear, modules)) or not derived.trackable(_sources(modules)):
+    return _alike(modules) and derived.trackable(_sources(modules))
+
+
+def _alike(modules: tuple[nn.Module, ...]) -> bool:
+    if not all(map(derived.plain_linear, modules)):
         return False
     first = modules[0]
     return all(
         m.weight.dtype == first.weight.dtype
+        and m.weight.shape == first.weight.shape
         and m.weight.device == first.weight.device
         and (m.bias is None) == (first.bias is None)
         for m in modules

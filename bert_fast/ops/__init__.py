@@ -1,6 +1,7 @@
 """The only door to the kernels: one file per op, each with its schema, its fake, its gradient and its backends."""
 
 from bert_fast.ops.attention import AttentionPlan, attention, attention_plan
+from bert_fast.ops.attention_joined import attention_joined
 from bert_fast.ops.dropout_add_layer_norm import dropout_add_layer_norm
 from bert_fast.ops.embedding import embedding_layer_norm
 from bert_fast.ops.gelu import bias_gelu, gelu_layer_norm
@@ -14,6 +15,7 @@ from bert_fast.ops.unpad import unpad
 __all__ = [
     "AttentionPlan",
     "attention",
+    "attention_joined",
     "attention_plan",
     "bias_gelu",
     "cross_entropy",

@@ -70,7 +70,7 @@ def attention(
         ``[T, N, D]``; rows that see no key are 0.
     """
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
-    if (p == 0 or seed is not None) and _kernel_runs(q, k, v, bias):
+    if (p == 0 or seed is not None) and kernel_runs(q, k, v, bias):
         q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
         schedule = plan if isinstance(plan, Tensor) else attention_plan(cu_seqlens)
         options = (bias, key_mask, seed if p > 0 else None, scale, p, site)
@@ -89,7 +89,8 @@ def attention(
     return torch_attention(q, k, v, cu_seqlens, max_seqlen, scale, bias, key_mask, p, groups)
 
 
-def _kernel_runs(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> bool:
+def kernel_runs(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> bool:
+    """Whether the kernels run on tensors ``[..., D]`` of these dtypes."""
     against = dtype_reasons(q=q, bias=bias)
     if not q.dtype == k.dtype == v.dtype:
         against.append(f"q, k and v differ in dtype: {q.dtype}, {k.dtype}, {v.dtype}")
@@ -138,12 +139,15 @@ class _Attention(torch.autograd.Function):
         out, lse = below_autograd(_attention, q, k, v, cu_seqlens, max_seqlen, schedule, *options)
         ctx.save_for_backward(q, k, v, out, lse, cu_seqlens, schedule, bias, key_mask, seed)
         ctx.mark_non_differentiable(lse)
+        ctx.set_materialize_grads(False)
         ctx.max_seqlen, ctx.scalars = max_seqlen, (scale, p, site)
         return out, lse
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dout: Tensor, _: Tensor) -> tuple:
+    def backward(ctx: Any, dout: Tensor | None, _: None) -> tuple:
+        if dout is None:
+            return (None,) * 12
         q, k, v, out, lse, cu_seqlens, schedule, bias, key_mask, seed = ctx.saved_tensors
         masks = (bias, key_mask, seed)
         need_dbias = bias is not None and ctx.needs_input_grad[6]

@@ -101,6 +101,7 @@ class _DropoutAddLayerNorm(torch.autograd.Function):
         y, z, mean, rstd = below_autograd(_dropout_add_layer_norm, *arguments)
         ctx.save_for_backward(z, mean, rstd, weight, seed)
         ctx.mark_non_differentiable(z, mean, rstd)
+        ctx.set_materialize_grads(False)
         ctx.dropout = (p, site)
         ctx.dtypes = (x.dtype, residual.dtype)
         ctx.x_bias = x_bias is not None
@@ -108,7 +109,9 @@ class _DropoutAddLayerNorm(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dy: Tensor, *_: Tensor) -> tuple:
+    def backward(ctx: Any, dy: Tensor | None, *_: None) -> tuple:
+        if dy is None:
+            return (None,) * 11
         z, mean, rstd, weight, seed = ctx.saved_tensors
         dresidual, *rest = _dropout_add_grad(dy, z, mean, rstd, weight, seed, *ctx.dropout, *ctx.dtypes, ctx.x_bias)
         shared = len(rest) == 2 + ctx.x_bias

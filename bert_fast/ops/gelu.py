@@ -63,12 +63,15 @@ class _BiasGelu(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, bias: Tensor | None, approximate: str) -> Tensor:
         ctx.save_for_backward(x, bias)
+        ctx.set_materialize_grads(False)
         ctx.approximate = approximate
         return below_autograd(_bias_gelu, x, bias, approximate)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple:
+    def backward(ctx: Any, dy: Tensor | None) -> tuple:
+        if dy is None:
+            return (None,) * 3
         dx, *dbias = _bias_gelu_grad(dy, *ctx.saved_tensors, ctx.approximate)
         return dx, *(dbias or [None]), None
 
@@ -111,12 +114,15 @@ class _GeluLayerNorm(torch.autograd.Function):
         y, mean, rstd = below_autograd(_gelu_layer_norm, x, x_bias, weight, bias, eps, approximate, out_dtype)
         ctx.save_for_backward(x, x_bias, mean, rstd, weight)
         ctx.mark_non_differentiable(mean, rstd)
+        ctx.set_materialize_grads(False)
         ctx.approximate = approximate
         return y, mean, rstd
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dy: Tensor, *_: Tensor) -> tuple:
+    def backward(ctx: Any, dy: Tensor | None, *_: None) -> tuple:
+        if dy is None:
+            return (None,) * 7
         dx, dweight, dbias, *dx_bias = _gelu_layer_norm_grad(dy, *ctx.saved_tensors, ctx.approximate)
         return dx, *(dx_bias or [None]), dweight, dbias, None, None, None
 

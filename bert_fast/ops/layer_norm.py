@@ -47,11 +47,14 @@ class _LayerNorm(torch.autograd.Function):
         y, mean, rstd = below_autograd(_layer_norm, x, weight, bias, eps, out_dtype)
         ctx.save_for_backward(x, mean, rstd, weight)
         ctx.mark_non_differentiable(mean, rstd)
+        ctx.set_materialize_grads(False)
         return y, mean, rstd
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dy: Tensor, *_: Tensor) -> tuple:
+    def backward(ctx: Any, dy: Tensor | None, *_: None) -> tuple:
+        if dy is None:
+            return (None,) * 5
         return *_layer_norm_grad(dy, *ctx.saved_tensors), None, None
 
 

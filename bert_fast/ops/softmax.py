@@ -84,12 +84,15 @@ class _Softmax(torch.autograd.Function):
         dropped, probs = below_autograd(_softmax, scores, mask, seed, scale, p, site)
         ctx.save_for_backward(probs if p > 0 else dropped, seed)
         ctx.mark_non_differentiable(probs)
+        ctx.set_materialize_grads(False)
         ctx.scalars, ctx.dtype = (scale, p, site), scores.dtype
         return dropped, probs
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grads: Tensor, _: Tensor) -> tuple:
+    def backward(ctx: Any, grads: Tensor | None, _: None) -> tuple:
+        if grads is None:
+            return (None,) * 6
         return _softmax_grad(grads, *ctx.saved_tensors, *ctx.scalars, ctx.dtype), *[None] * 5
 
 

@@ -38,6 +38,7 @@ def cases(dtype):
     seed = {**DROPOUT, "seed": seed_tensor()}
     rows, vector = (lambda: randn(T, H, dtype=dtype)), (lambda: randn(H, dtype=dtype))
     attention = [randn(*QKV, dtype=dtype) for _ in range(3)]
+    joined = [torch.stack(attention, 1)]
     bias = randn(len(LENGTHS), 1, 9, 9, dtype=dtype)
     key_mask = torch.rand(T, device=DEVICE) < 0.7
 
@@ -52,6 +53,11 @@ def cases(dtype):
 
     def attend_bias(module, **options):
         return lambda q, k, v, bias: module.attention(q, k, v, bounds(), 9, bias=bias, **options)
+
+    def attend_joined(module, **options):
+        if module is ops:
+            return lambda qkv: ops.attention_joined(qkv, bounds(), 9, **options)
+        return lambda qkv: module.attention(*qkv.unbind(1), bounds(), 9, **options)
 
     def softmax(module, **options):
         return lambda scores: module.scaled_masked_softmax(scores, None, 0.5, **options)
@@ -74,6 +80,13 @@ def cases(dtype):
         "attention_masked": (attend, {"key_mask": key_mask}, attention),
         "attention_dropping": (attend, seed, attention),
         "attention_biased": (attend_bias, {}, [*attention, bias]),
+        "attention_joined": (attend_joined, {}, joined),
+        "attention_joined_masked_dropping": (attend_joined, {**seed, "key_mask": key_mask}, joined),
+        "attention_joined_biased": (
+            lambda m, **options: lambda qkv, bias: attend_joined(m, bias=bias, **options)(qkv),
+            {},
+            [*joined, bias],
+        ),
         "scaled_masked_softmax": (softmax, {}, [randn(2, 3, 5, 7, dtype=dtype)]),
         "scaled_masked_softmax_dropping": (softmax, seed, [randn(2, 3, 5, 7, dtype=dtype)]),
     }
@@ -133,6 +146,44 @@ def test_opcheck():
                 a.clone().requires_grad_() if isinstance(a, torch.Tensor) and a.is_floating_point() else a for a in args
             ]
             torch.library.opcheck(func, leaves, test_utils="test_autograd_registration")
+
+
+@pytest.mark.parametrize("options", [{}, DROPOUT], ids=["plain", "dropping"])
+def test_joined_attention_gives_the_bits_of_attention_and_one_gradient(options):
+    q, k, v = (randn(*QKV) for _ in range(3))
+    options = {**options, "seed": seed_tensor()}
+    apart = run(lambda *qkv: ops.attention(*qkv, bounds(), 9, **options), [q, k, v])
+    together = run(lambda qkv: ops.attention_joined(qkv, bounds(), 9, **options), [torch.stack([q, k, v], 1)])
+    assert torch.equal(together[0], apart[0])
+    assert torch.equal(together[1], torch.stack(apart[1:], 1))
+
+
+def test_joined_attention_without_its_kernel_is_attention():
+    """On the CPU, and where dropout comes from PyTorch's generator."""
+    qkv = randn(T, 3, 3, 16)
+    with use_backend("reference"):
+        assert torch.equal(ops.attention_joined(qkv, bounds(), 9), ops.attention(*qkv.unbind(1), bounds(), 9))
+    with pytest.raises(ValueError, match=r"qkv must be \[T, 3, N, D\], not \[21, 3, 48\]"):
+        ops.attention_joined(qkv.flatten(2), bounds(), 9)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_gradient_that_nothing_sends_is_none_and_not_made_up(case):
+    """A node whose output another node ignores is called without a gradient."""
+
+    class Ignore(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.sum()
+
+        @staticmethod
+        def backward(ctx, _):
+            return None
+
+    make, options, tensors = cases(torch.float32)[case]
+    leaves = [t.detach().requires_grad_() for t in tensors]
+    Ignore.apply(make(ops, **options)(*leaves)).backward()
+    assert [leaf.grad for leaf in leaves] == [None] * len(leaves)
 
 
 # Whole models
