@@ -90,8 +90,8 @@ def plain_linear(module: nn.Module) -> bool:
     """
     return (
         plain(module, nn.Linear)
-        and _plain_tensor(module.weight)
-        and (module.bias is None or _plain_tensor(module.bias))
+        and plain_tensors(module.weight)
+        and (module.bias is None or plain_tensors(module.bias))
     )
 
 
@@ -100,8 +100,9 @@ def plain_norm(module: nn.Module) -> bool:
     return plain(module, nn.LayerNorm) and module.weight is not None and module.bias is not None
 
 
-def _plain_tensor(x: Tensor) -> bool:
-    return type(x) in (nn.Parameter, Tensor)
+def plain_tensors(*tensors: Tensor) -> bool:
+    """Whether these are ordinary tensors, no DTensor and no other subclass."""
+    return all(type(x) in (nn.Parameter, Tensor) for x in tensors)
 
 
 def _fingerprint(sources: Sequence[Tensor]) -> int:

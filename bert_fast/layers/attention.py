@@ -6,8 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bert_fast import ops
+from bert_fast import derived, ops
 from bert_fast.config import BertConfig
+from bert_fast.layers import blocks
 from bert_fast.layers.projection import call, project_joined
 from bert_fast.layers.residual import ResidualOutput
 from bert_fast.packing import Layout
@@ -89,4 +90,12 @@ class BertAttention(nn.Module):
 
     def forward(self, x: Tensor, layout: Layout, probabilities: list[Tensor] | None = None) -> Tensor:
         """``[T, H]`` -> ``[T, H]``."""
+        if probabilities is None and blocks.wanted(x):
+            y = self._as_block(x, layout)
+            if y is not None:
+                return y
         return self.output(self.self(x, layout, probabilities), x, layout.seed)
+
+    def _as_block(self, x: Tensor, layout: Layout) -> Tensor | None:
+        plain = derived.plain(self.self, BertSelfAttention) and derived.plain(self.output, BertSelfOutput)
+        return blocks.attend(self.self, self.output, x, layout) if plain else None

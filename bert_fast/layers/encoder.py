@@ -7,7 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from bert_fast import derived
 from bert_fast.config import BertConfig
+from bert_fast.layers import blocks
 from bert_fast.layers.activations import activation_function
 from bert_fast.layers.attention import BertAttention
 from bert_fast.layers.projection import packs, project
@@ -52,7 +54,15 @@ class BertLayer(nn.Module):
     def forward(self, x: Tensor, layout: Layout, probabilities: list[Tensor] | None = None) -> Tensor:
         """``[T, H]`` -> ``[T, H]``."""
         x = self.attention(x, layout, probabilities)
+        if blocks.wanted(x):
+            y = self._feed_forward_block(x, layout.seed)
+            if y is not None:
+                return y
         return self.output(self.intermediate(x), x, layout.seed)
+
+    def _feed_forward_block(self, x: Tensor, seed: Tensor | None) -> Tensor | None:
+        plain = derived.plain(self.intermediate, BertIntermediate) and derived.plain(self.output, BertOutput)
+        return blocks.feed_forward(self.intermediate, self.output, x, seed) if plain else None
 
 
 class BertEncoder(nn.Module):
