@@ -97,7 +97,9 @@ def plain_linear(module: nn.Module) -> bool:
 
 def plain_norm(module: nn.Module) -> bool:
     """Whether calling ``module`` is no more than LayerNorm over the last dimension with its own weight and bias."""
-    return plain(module, nn.LayerNorm) and module.weight is not None and module.bias is not None
+    if not plain(module, nn.LayerNorm) or module.weight is None or module.bias is None:
+        return False
+    return plain_tensors(module.weight, module.bias)
 
 
 def plain_tensors(*tensors: Tensor) -> bool:

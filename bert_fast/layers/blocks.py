@@ -26,7 +26,7 @@ def attend(attention: nn.Module, output: nn.Module, x: Tensor, layout: Layout) -
     if layout.bias is not None and layout.bias.requires_grad:
         return None
     by_head = x.detach().unflatten(-1, (attention.num_attention_heads, attention.attention_head_size))
-    if not (kernel_runs(by_head, by_head, by_head, layout.bias) and runs_on_rows("dropout_add_layer_norm", x=x)):
+    if not (kernel_runs(by_head, by_head, by_head, layout.bias) and _closes(output, x)):
         return None
     schedule = layout.plan if isinstance(layout.plan, Tensor) else attention_plan(layout.cu_seqlens)
     batch = (layout.cu_seqlens, schedule, layout.bias, layout.key_mask)
@@ -46,7 +46,7 @@ def feed_forward(intermediate: nn.Module, output: nn.Module, x: Tensor, seed: Te
     closing = _closing(output)
     if seed is None and closing.p > 0:
         return None
-    if not (runs_on_rows("bias_gelu", limit=None, x=x) and runs_on_rows("dropout_add_layer_norm", x=x)):
+    if not (runs_on_rows("bias_gelu", limit=None, x=x) and _closes(output, x)):
         return None
     try:
         return feed_forward_block(x, weights, seed, GELU[intermediate.hidden_act], closing)
@@ -70,6 +70,11 @@ def _closing(output: nn.Module) -> Closing:
     return Closing(output.LayerNorm.eps, dropout.p if dropout.training else 0.0, output.dropout_site)
 
 
+def _closes(output: nn.Module, x: Tensor) -> bool:
+    vectors = {"weight": output.LayerNorm.weight, "bias": output.LayerNorm.bias, "x_bias": output.dense.bias}
+    return runs_on_rows("dropout_add_layer_norm", x=x, **vectors)
+
+
 def _weights(layers: tuple[nn.Module, ...], output: nn.Module, x: Tensor) -> tuple[Tensor, ...] | None:
     """Each layer's weight and bias, then LayerNorm's; None where a module must be called or nothing is trained."""
     norm = output.LayerNorm
@@ -79,5 +84,6 @@ def _weights(layers: tuple[nn.Module, ...], output: nn.Module, x: Tensor) -> tup
         return None
     weights = tuple(p for module in (*layers, norm) for p in (module.weight, module.bias))
     alike = all(w.dtype == x.dtype and w.device == x.device for w in weights)
+    alike = alike and all(layer.bias.shape == layer.weight.shape[:1] and layer.bias.is_contiguous() for layer in layers)
     trained = x.requires_grad or any(w.requires_grad for w in weights)
     return weights if alike and trained and derived.plain_tensors(x, norm.weight, norm.bias) else None

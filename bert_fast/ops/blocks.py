@@ -5,6 +5,8 @@ What one node gains over the ops in a row: a residual's two gradients meet in th
 makes one node where it made five.
 """
 
+import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -88,6 +90,21 @@ def _close_backward(dy: Tensor, z: Tensor, mean: Tensor, rstd: Tensor, weight: T
     return (dx, dx, *rest) if len(rest) == 3 else (dx, *rest)
 
 
+def _outside_autocast(backward: Callable) -> Callable:
+    """A backward() called inside ``torch.autocast`` must not turn these products into another dtype's."""
+
+    @functools.wraps(backward)
+    def run(ctx: Any, dy: Tensor | None) -> tuple:
+        if dy is None:
+            return (None,) * len(ctx.needs_input_grad)
+        if not torch.is_autocast_enabled(dy.device.type):
+            return backward(ctx, dy)
+        with torch.autocast(dy.device.type, enabled=False):
+            return backward(ctx, dy)
+
+    return run
+
+
 class _FeedForwardBlock(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x, w_in, b_in, w_out, b_out, weight, bias, seed, approximate, closing) -> Tensor:
@@ -101,9 +118,8 @@ class _FeedForwardBlock(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dy: Tensor | None) -> tuple:
-        if dy is None:
-            return (None,) * 10
+    @_outside_autocast
+    def backward(ctx: Any, dy: Tensor) -> tuple:
         x, before, inner, z, mean, rstd, w_in, b_in, w_out, weight, seed = ctx.saved_tensors
         need_x, need_in, _, need_out, *_ = ctx.needs_input_grad
         dx, dout, dweight, dbias, db_out = _close_backward(dy, z, mean, rstd, weight, seed, ctx.closing)
@@ -135,9 +151,8 @@ class _AttentionBlock(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dy: Tensor | None) -> tuple:
-        if dy is None:
-            return (None,) * 18
+    @_outside_autocast
+    def backward(ctx: Any, dy: Tensor) -> tuple:
         x, qkv, out, lse, z, mean, rstd, w_q, w_k, w_v, w_out, weight, *batch = ctx.saved_tensors
         cu_seqlens, schedule, scores, key_mask, seed = batch
         _, max_seqlen, scale, p, site = ctx.attending

@@ -230,6 +230,20 @@ def test_under_autocast_the_modules_run(taken):
     y.float().sum().backward()
 
 
+def test_a_backward_inside_autocast_gives_what_it_gives_outside(taken):
+    layer, x, given = layer_of(**DROPOUT), randn(T, H), layout()
+    want = run(layer, x, given)
+    x = x.requires_grad_()
+    y = layer(x, given)
+    upstream = torch.randn(y.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(y)
+    with torch.autocast(DEVICE, torch.float16):
+        grads = torch.autograd.grad(y, [x, *layer.parameters()], upstream)
+    assert taken == [True] * 4
+    for (name, left), right in zip(list(want.items())[1:], grads, strict=True):
+        assert right.dtype == torch.float32
+        assert torch.equal(left, right), name
+
+
 def test_an_empty_batch_gives_zero_gradients(taken):
     cu_seqlens = torch.zeros(3, dtype=torch.int32, device=DEVICE)
     got = run(layer_of(), randn(0, H), Layout(cu_seqlens, 0, plan=ops.attention_plan(cu_seqlens)))

@@ -148,6 +148,29 @@ def test_opcheck():
             torch.library.opcheck(func, leaves, test_utils="test_autograd_registration")
 
 
+VECTORS = {
+    "strided": (lambda: torch.randn(2 * H, device=DEVICE)[::2], "is not contiguous"),
+    "short": (lambda: randn(H // 2), "is not as wide as x"),
+    "elsewhere": (lambda: torch.empty(H, device="meta"), "is on meta, x on"),
+}
+
+
+@pytest.mark.parametrize("kind", VECTORS)
+@pytest.mark.parametrize("op", ["layer_norm", "dropout_add_layer_norm", "gelu_layer_norm", "bias_gelu"])
+def test_a_vector_that_a_kernel_would_misread_speaks_against_it(op, kind):
+    """A launch takes a pointer: what lies behind it is nobody's to check any more."""
+    make, why = VECTORS[kind]
+    x, good, bad = randn(T, H), randn(H), make()
+    calls = {
+        "layer_norm": lambda: ops.layer_norm(x, good, bad, EPS),
+        "dropout_add_layer_norm": lambda: ops.dropout_add_layer_norm(x, x, good, good, EPS, x_bias=bad),
+        "gelu_layer_norm": lambda: ops.gelu_layer_norm(x, bad, good, EPS),
+        "bias_gelu": lambda: ops.bias_gelu(x, bad),
+    }
+    with pytest.raises(backend.BackendError, match=why):
+        calls[op]()
+
+
 @pytest.mark.parametrize("options", [{}, DROPOUT], ids=["plain", "dropping"])
 def test_joined_attention_gives_the_bits_of_attention_and_one_gradient(options):
     q, k, v = (randn(*QKV) for _ in range(3))
