@@ -112,6 +112,36 @@ def scaled_masked_softmax(
     return dropout(probs, p, seed, site, width=_ATTENTION_WIDTH)
 
 
+def cross_entropy(
+    logits: Tensor,
+    labels: Tensor,
+    ignore_index: int = -100,
+    *,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    reduction: str = "mean",
+) -> Tensor:
+    """Cross-entropy of ``logits [R, V]`` and integer ``labels [R]``, 0 where the label is ``ignore_index``.
+
+    ``label_smoothing`` is PyTorch's (Szegedy et al., 2016); ``z_loss`` times the squared log-sum-exp is added to each
+    row's loss (Chowdhery et al., 2022). The mean is over the rows that are not ignored, and 0 when there are none:
+    PyTorch's would be NaN, and spoil a training step that merely had nothing to learn. In at least float32: a float16
+    sum over many rows could overflow.
+    """
+    labels = labels.long()
+    losses = F.cross_entropy(
+        logits, labels, ignore_index=ignore_index, label_smoothing=label_smoothing, reduction="none"
+    )
+    dtype = torch.promote_types(losses.dtype, torch.float32)
+    if z_loss:
+        squares = torch.logsumexp(logits.to(dtype), 1).square()
+        losses = losses + z_loss * squares.masked_fill(labels == ignore_index, 0)
+    if reduction == "none":
+        return losses.to(dtype)
+    total = losses.sum(dtype=dtype)
+    return total if reduction == "sum" else total / (labels != ignore_index).sum().clamp(min=1)
+
+
 def attention(
     q: Tensor,
     k: Tensor,

@@ -7,6 +7,7 @@ from bert_fast.ops.embedding import embedding_layer_norm
 from bert_fast.ops.gelu import bias_gelu, gelu_layer_norm
 from bert_fast.ops.layer_norm import layer_norm
 from bert_fast.ops.linear import linear
+from bert_fast.ops.linear_cross_entropy import labelled_rows, linear_cross_entropy
 from bert_fast.ops.loss import cross_entropy
 from bert_fast.ops.pad import pad_rows, unpad_rows
 from bert_fast.ops.softmax import scaled_masked_softmax
@@ -22,8 +23,10 @@ __all__ = [
     "dropout_add_layer_norm",
     "embedding_layer_norm",
     "gelu_layer_norm",
+    "labelled_rows",
     "layer_norm",
     "linear",
+    "linear_cross_entropy",
     "pad_rows",
     "scaled_masked_softmax",
     "unpad",

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 TABLES = {1: "input_ids", 2: "position_ids", 3: "token_type_ids"}
+BAD_LABEL = 4  # in the flag, beside the tables' codes; csrc/shared/cross_entropy_row.h sets it too
 _flags: dict[torch.device, Tensor] = {}
 
 
@@ -39,8 +40,29 @@ def clamp_ids(code: int, ids: Tensor | None, rows: int) -> Tensor | None:
     return clamped
 
 
+def checked_labels(labels: Tensor, classes: int, ignore_index: int) -> Tensor:
+    """Labels of which each is a class or ``ignore_index``.
+
+    On CPU another one is an IndexError that names it; on a GPU it becomes ``ignore_index`` and leaves its code in the
+    device's flag. int64 ``[R]``.
+    """
+    bad = (labels != ignore_index) & ((labels < 0) | (labels >= classes))
+    if labels.device.type == "cuda":
+        flag = bad_id_flag(labels.device)
+        torch.where(flag == 0, bad.any().to(flag.dtype) * BAD_LABEL, flag, out=flag)
+        return labels.masked_fill(bad, ignore_index)
+    if labels.device.type == "cpu" and bad.any():
+        raise IndexError(
+            f"labels hold {int(labels[bad][0])}, but there are {classes} classes (0 to {classes - 1}), "
+            f"and {ignore_index} is ignored"
+        )
+    return labels
+
+
 def raise_for_flag(code: int, device: torch.device) -> None:
     """Raise the IndexError of an earlier call on ``device`` if its flag, read by the caller, says so; clears it."""
     if code:
         _flags[device].zero_()
+        if code == BAD_LABEL:
+            raise IndexError(f"labels of an earlier batch on {device} held one that is neither a class nor ignored")
         raise IndexError(f"{TABLES[code]} of an earlier batch on {device} held an id outside its embedding table")

@@ -142,4 +142,28 @@ void clip_factor_cuda(const float* partials, int64_t count, float max_norm, cons
 void adam_cuda(const std::vector<TensorAddresses>& tensors, const AdamRule& rule, const AdamScalars& scalars,
                bool adapt, float* squares, DType dtype, DType moment, int device, void* stream);
 
+// What cross_entropy reads and writes, for R rows of V logits of one dtype; strides in elements, the last is 1.
+struct CrossEntropy {
+    const void* logits;  // [R, V]
+    const int64_t* labels;  // [R]; an ignored row has loss 0 and gradient 0, and is not read
+    const float* known_lse;  // [R] of an earlier call, or null: found here
+    const float* upstream;  // [R], gradient of each row's loss; null: 1
+    const float* inverse_count;  // [1], another factor of the gradient; null: 1
+    float* losses;  // [R], or null
+    float* lse;  // [R], or null: log-sum-exp of each row, 0 where it is ignored
+    void* grad;  // [R, V], in the place of the logits or apart from them; null: not wanted
+    int64_t rows, classes, logits_stride, grad_stride, upstream_stride, ignore_index;
+    float smoothing, z_loss;  // label smoothing as PyTorch's; z_loss * lse^2 is added to the loss
+    float factor;  // of the gradient
+    bool skip_ones;  // leave rows alone whose upstream is 1: grad holds their gradient already
+    int32_t* bad_id;  // set to 4, if it is 0, by a label outside 0 .. V - 1, whose row is then ignored
+};
+void cross_entropy_cuda(const CrossEntropy& arguments, DType dtype, int device, void* stream);
+// inverse_count[0] = 1 / (labels that are not ignored, at least 1).
+void cross_entropy_count_cuda(const int64_t* labels, int64_t rows, int64_t ignore_index, float* inverse_count,
+                              int device, void* stream);
+// out[0] = (sum of losses [R], in an order that depends on R alone) * inverse_count[0], or * 1 where that is null.
+void cross_entropy_sum_cuda(const float* losses, int64_t rows, const float* inverse_count, float* out, int device,
+                            void* stream);
+
 }  // namespace bert_fast
