@@ -321,23 +321,23 @@ void bind_optimizer(py::module_& m) {
 void bind_cross_entropy(py::module_& m) {
     m.def(
         "cross_entropy_cuda",
-        [](Address logits, Address labels, Address known_lse, Address upstream, Address inverse_count, Address losses,
-           Address lse, Address grad, int64_t rows, int64_t classes, int64_t logits_stride, int64_t grad_stride,
+        [](Address logits, Address labels, Address known, Address upstream, Address inverse_count, Address losses,
+           Address statistics, Address grad, int64_t rows, int64_t classes, int64_t logits_stride, int64_t grad_stride,
            int64_t upstream_stride, int64_t ignore_index, float smoothing, float z_loss, float factor, bool skip_ones,
            const std::string& dtype, Address bad_id, int device, Address stream) {
             bert_fast::cross_entropy_cuda(
-                {at<const void>(logits), at<const int64_t>(labels), at<const float>(known_lse),
-                 at<const float>(upstream), at<const float>(inverse_count), at<float>(losses), at<float>(lse),
+                {at<const void>(logits), at<const int64_t>(labels), at<const float>(known),
+                 at<const float>(upstream), at<const float>(inverse_count), at<float>(losses), at<float>(statistics),
                  at<void>(grad), rows, classes, logits_stride, grad_stride, upstream_stride, ignore_index, smoothing,
                  z_loss, factor, skip_ones, at<int32_t>(bad_id)},
                 dtype_named(dtype), device, at<void>(stream));
         },
-        py::kw_only(), py::arg("logits"), py::arg("labels"), py::arg("known_lse"), py::arg("upstream"),
-        py::arg("inverse_count"), py::arg("losses"), py::arg("lse"), py::arg("grad"), py::arg("rows"),
+        py::kw_only(), py::arg("logits"), py::arg("labels"), py::arg("known"), py::arg("upstream"),
+        py::arg("inverse_count"), py::arg("losses"), py::arg("statistics"), py::arg("grad"), py::arg("rows"),
         py::arg("classes"), py::arg("logits_stride"), py::arg("grad_stride"), py::arg("upstream_stride"),
         py::arg("ignore_index"), py::arg("smoothing"), py::arg("z_loss"), py::arg("factor"), py::arg("skip_ones"),
         py::arg("dtype"), py::arg("bad_id"), py::arg("device"), py::arg("stream"), NoGil(),
-        "losses, log-sum-exps and gradient of R rows of V logits, each where its pointer is not 0; see cuda/api.h");
+        "losses, statistics and gradient of R rows of V logits, each where its pointer is not 0; see cuda/api.h");
     m.def(
         "cross_entropy_count_cuda",
         [](Address labels, int64_t rows, int64_t ignore_index, Address inverse_count, int device, Address stream) {

@@ -232,10 +232,18 @@ def _softmax(door: Any) -> Callable[..., Tensor]:
     return run
 
 
-def _loss_inputs() -> dict[str, Tensor]:
+def _labels() -> Tensor:
     labels = torch.randint(300, (40,))
     labels[::7] = -100
-    return {"logits": _randn(40, 300), "labels": labels}
+    return labels
+
+
+def _loss_inputs() -> dict[str, Tensor]:
+    return {"logits": _randn(40, 300), "labels": _labels()}
+
+
+def _linear_loss_inputs() -> dict[str, Tensor]:
+    return {"hidden": _randn(40, 64), "weight": 0.1 * _randn(300, 64), "bias": _randn(300), "labels": _labels()}
 
 
 def _lamb(step: Callable[..., Any]) -> Callable[..., Tensor]:
@@ -297,6 +305,14 @@ CASES = {
         _loss_inputs,
         lambda logits, labels: ops.cross_entropy(logits, labels),
         lambda logits, labels: torch.nn.functional.cross_entropy(logits, labels),
+    ),
+    "linear_cross_entropy": Case(
+        _linear_loss_inputs,
+        lambda **x: ops.linear_cross_entropy(**x, chunk_bytes=2**14),
+        lambda hidden, weight, bias, labels: torch.nn.functional.cross_entropy(
+            torch.nn.functional.linear(hidden, weight, bias), labels
+        ),
+        terms=64,
     ),
     "unpad": Case(
         lambda: {"mask": torch.tensor([[1, 1, 0, 1], [0, 0, 0, 0], [1, 0, 0, 0]], dtype=torch.bool)},

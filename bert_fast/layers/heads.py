@@ -53,6 +53,21 @@ class BertLMPredictionHead(nn.Module):
         """``[T, H]`` -> logits ``[T, V]``."""
         return project(self.decoder, self.transform(x))
 
+    def loss(self, x: Tensor, labels: Tensor, ignore_index: int = -100) -> Tensor:
+        """The mean cross-entropy of the rows of ``x [T, H]`` that have a label, never holding all their logits."""
+        # What is compiled has no shapes that depend on values: there the op takes the rows out itself.
+        compiling = torch.compiler.is_compiling()
+        if not compiling:
+            x, labels, _ = ops.labelled_rows(x, labels, ignore_index)
+        x, decoder = self.transform(x), self.decoder
+        if not derived.plain_linear(decoder):
+            return ops.cross_entropy(call(decoder, x), labels, ignore_index)
+        if x.dtype != decoder.weight.dtype and not torch.is_autocast_enabled(x.device.type):
+            x = x.to(decoder.weight.dtype)
+        return ops.linear_cross_entropy(
+            x, decoder.weight, decoder.bias, labels, ignore_index, drop_ignored=compiling
+        )
+
 
 class BertOnlyMLMHead(nn.Module):
     """The masked-LM head alone."""

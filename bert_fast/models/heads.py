@@ -55,13 +55,21 @@ def _labelled(labels: Tensor | None, input_ids: Inputs, inputs_embeds: Tensor | 
     return labels != IGNORE_INDEX
 
 
+def _packed_labels(labels: Tensor, rows: EncodedRows) -> Tensor:
+    labels, tokens = rows.layout.pack(labels), rows.rows.shape[0]
+    if labels.shape != rows.rows.shape[:1]:
+        raise ValueError(f"labels must have one entry per token, {tokens} here, not {list(labels.shape)}")
+    return labels
+
+
 def _token_loss(logits: Tensor, labels: Tensor | None, rows: EncodedRows) -> Tensor | None:
-    if labels is None:
-        return None
-    labels = rows.layout.pack(labels)
-    if labels.shape != logits.shape[:1]:
-        raise ValueError(f"labels must have one entry per token, {logits.shape[0]} here, not {list(labels.shape)}")
-    return ops.cross_entropy(logits, labels, IGNORE_INDEX)
+    return None if labels is None else ops.cross_entropy(logits, _packed_labels(labels, rows), IGNORE_INDEX)
+
+
+def _check_return_logits(return_logits: bool, **labels: Tensor | None) -> None:
+    missing = [name for name, value in labels.items() if value is None]
+    if not return_logits and missing:
+        raise ValueError(f"return_logits=False leaves nothing to return without {' and '.join(missing)}")
 
 
 class BertForPreTraining(BertHeadModel):
@@ -85,22 +93,34 @@ class BertForPreTraining(BertHeadModel):
         labels: Tensor | None = None,
         next_sentence_label: Tensor | None = None,
         *,
+        return_logits: bool = True,
         return_dict: bool | None = None,
         **kwargs: Any,
     ) -> BertForPreTrainingOutput | tuple:
-        """``labels [B, S]`` (-100 is ignored) and ``next_sentence_label [B]`` (0: is next); the loss needs both."""
+        """``labels [B, S]`` (-100 is ignored) and ``next_sentence_label [B]`` (0: is next); the loss needs both.
+
+        With ``return_logits=False`` there are no ``prediction_logits``: only labelled tokens reach the vocabulary, a
+        part at a time, and the loss is the same to rounding.
+        """
+        _check_return_logits(return_logits, labels=labels, next_sentence_label=next_sentence_label)
         inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         rows = self.bert(*inputs, keep=_labelled(labels, input_ids, inputs_embeds), return_rows=True, **kwargs)
-        logits, next_sentence = self.cls(rows.rows, rows.pooled)
-        loss = None
-        if labels is not None and next_sentence_label is not None:
-            loss = _token_loss(logits, labels, rows) + ops.cross_entropy(next_sentence, next_sentence_label.view(-1))
+        loss = logits = None
+        if return_logits:
+            logits, next_sentence = self.cls(rows.rows, rows.pooled)
+            if labels is not None and next_sentence_label is not None:
+                loss = _token_loss(logits, labels, rows)
+        else:
+            loss = self.cls.predictions.loss(rows.rows, _packed_labels(labels, rows), IGNORE_INDEX)
+            next_sentence = project(self.cls.seq_relationship, rows.pooled)
+        if loss is not None:
+            loss = loss + ops.cross_entropy(next_sentence, next_sentence_label.view(-1))
         return self._finish(
             BertForPreTrainingOutput,
             rows,
             return_dict,
             loss=loss,
-            prediction_logits=self._unpacked(logits, rows),
+            prediction_logits=None if logits is None else self._unpacked(logits, rows),
             seq_relationship_logits=next_sentence.to(self.dtype),
         )
 
@@ -125,12 +145,21 @@ class BertForMaskedLM(BertHeadModel):
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         *,
+        return_logits: bool = True,
         return_dict: bool | None = None,
         **kwargs: Any,
     ) -> MaskedLMOutput | tuple:
-        """``labels [B, S]`` (-100 is ignored); ``logits [B, S, V]``."""
+        """``labels [B, S]`` (-100 is ignored); ``logits [B, S, V]``.
+
+        With ``return_logits=False`` there are no logits, only the loss: only labelled tokens reach the vocabulary, a
+        part at a time, and the loss is the same to rounding.
+        """
+        _check_return_logits(return_logits, labels=labels)
         inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         rows = self.bert(*inputs, keep=_labelled(labels, input_ids, inputs_embeds), return_rows=True, **kwargs)
+        if not return_logits:
+            loss = self.cls.predictions.loss(rows.rows, _packed_labels(labels, rows), IGNORE_INDEX)
+            return self._finish(MaskedLMOutput, rows, return_dict, loss=loss)
         logits = self.cls(rows.rows)
         loss = _token_loss(logits, labels, rows)
         return self._finish(MaskedLMOutput, rows, return_dict, loss=loss, logits=self._unpacked(logits, rows))

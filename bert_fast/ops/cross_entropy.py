@@ -1,4 +1,4 @@
-"""Rows of cross-entropy: losses, log-sum-exps and gradients, each written to where the caller wants it.
+"""Rows of cross-entropy: losses, statistics and gradients, each written to where the caller wants it.
 
 On a GPU the extension's kernel reads a row once and keeps it on chip (up to 64 KiB two rows to a multiprocessor, up to
 128 KiB one; longer rows are read twice). Elsewhere PyTorch's ops do the same in as little memory.
@@ -43,41 +43,42 @@ def write_rows(
     *,
     on_kernel: bool,
     losses: Tensor | None = None,
-    lse: Tensor | None = None,
+    statistics: Tensor | None = None,
     grad: Tensor | None = None,
-    known_lse: Tensor | None = None,
+    known: Tensor | None = None,
     upstream: Tensor | None = None,
     inverse_count: Tensor | None = None,
     factor: float = 1.0,
     skip_ones: bool = False,
 ) -> None:
-    """Write what is given of ``losses [R]``, ``lse [R]`` and ``grad [R, V]``; ``grad`` may be ``logits`` itself.
+    """Write what is given of ``losses [R]``, ``statistics [R, 2]`` and ``grad [R, V]``, which may be ``logits`` itself.
 
-    The loss of an ignored row is 0, and so are its gradient and its log-sum-exp, whatever it holds. A label outside
+    A row's statistics are its largest logit and the sum of ``exp(logit - largest)``. An ignored row has a loss, a
+    gradient and statistics of 0, whatever it holds. A label outside
     ``0 .. V - 1`` is ignored too; the kernel leaves a report for :func:`bert_fast.ops.unpad`.
 
     Args:
         logits: ``[R, V]``, its last stride 1.
         labels: int64 ``[R]``.
         on_kernel: of :func:`kernel_runs`.
-        known_lse: ``[R]`` of an earlier call; then neither ``losses`` nor ``lse`` is written.
+        known: statistics of an earlier call; then neither ``losses`` nor ``statistics`` are written.
         upstream: ``[R]`` of any stride, the gradients of the losses; ones by default.
         inverse_count, factor: of one element, and a number: more factors of the gradient.
         skip_ones: ``grad`` holds the gradient for an upstream of 1 already: write the others' only.
     """
     if not on_kernel:
-        _write_rows_in_torch(logits, labels, rule, losses, lse, grad, known_lse, upstream, inverse_count, factor)
+        _write_rows_in_torch(logits, labels, rule, losses, statistics, grad, known, upstream, inverse_count, factor)
         return
     address = {
         name: 0 if x is None else x.data_ptr()
         for name, x in {
             "logits": logits,
             "labels": labels.contiguous(),
-            "known_lse": known_lse,
+            "known": known,
             "upstream": upstream,
             "inverse_count": inverse_count,
             "losses": losses,
-            "lse": lse,
+            "statistics": statistics,
             "grad": grad,
         }.items()
     }
@@ -100,45 +101,38 @@ def write_rows(
     )
 
 
-def _write_rows_in_torch(logits, labels, rule, losses, lse, grad, known_lse, upstream, inverse_count, factor) -> None:
+def _write_rows_in_torch(logits, labels, rule, losses, statistics, grad, known, upstream, inverse_count, factor) -> None:
     dtype, classes = torch.promote_types(logits.dtype, torch.float32), logits.shape[1]
-    kept = (labels != rule.ignore_index) & (labels >= 0) & (labels < classes)
-    index = torch.where(kept, labels, 0).unsqueeze(1)
+    smoothing = rule.label_smoothing
+    kept = ((labels != rule.ignore_index) & (labels >= 0) & (labels < classes)).unsqueeze(1)
+    index = torch.where(kept, labels.unsqueeze(1), 0)
     at_label = logits.gather(1, index).to(dtype)
-    total = logits.sum(1, keepdim=True, dtype=dtype) if rule.label_smoothing and losses is not None else None
-    found = None if known_lse is None else known_lse.to(dtype).unsqueeze(1)
-    work = None
-    if grad is not None:
-        # In place where the dtypes allow it: nothing of the size of the logits is made.
-        work = grad if grad.dtype == dtype else torch.empty_like(grad, dtype=dtype)
-    if found is None and work is None:
-        found = torch.logsumexp(logits.to(dtype), 1, keepdim=True)
-    elif found is None:
-        top = logits.amax(1, keepdim=True).to(dtype)
-        sums = torch.sub(logits, top, out=work).exp_().sum(1, keepdim=True)
-        found = top + sums.log()
-    else:
-        torch.sub(logits, found, out=work).exp_()
-        sums = 1
+    total = logits.sum(1, keepdim=True, dtype=dtype) if smoothing and losses is not None else None
+    top = logits.amax(1, keepdim=True).to(dtype) if known is None else known[:, :1]
+    # In place where the dtypes allow it: nothing of the size of the logits is made.
+    work = grad if grad is not None and grad.dtype == dtype else torch.empty(logits.shape, **_like(top))
+    torch.sub(logits, top, out=work).exp_()
+    sums = work.sum(1, keepdim=True) if known is None else known[:, 1:]
+    lse = top + sums.log()
     if losses is not None:
-        value = found - at_label
-        if total is not None:
-            value = found - (1 - rule.label_smoothing) * at_label - rule.label_smoothing / classes * total
-        value = value + rule.z_loss * found.square() if rule.z_loss else value
-        losses.copy_(value.squeeze(1).masked_fill(~kept, 0))
-    if lse is not None:
-        lse.copy_(found.squeeze(1).masked_fill(~kept, 0))
-    if work is None:
+        value = sums.log() + (top - at_label) * (1 - smoothing)
+        value = value if total is None else value + smoothing * (top - total / classes)
+        value = value + rule.z_loss * lse.square() if rule.z_loss else value
+        losses.copy_(value.masked_fill(~kept, 0).squeeze(1))
+    if statistics is not None:
+        statistics.copy_(torch.cat([top, sums], 1).masked_fill(~kept, 0))
+    if grad is None:
         return
-    scale = torch.full_like(found, factor)
+    scale = torch.full_like(top, factor)
     for other in (upstream, inverse_count):
         scale = scale if other is None else scale * other.to(dtype).view(-1, 1)
-    work.mul_(scale * (1 + 2 * rule.z_loss * found) / sums)
-    if rule.label_smoothing:
-        work.sub_(scale * (rule.label_smoothing / classes))
-    work.scatter_add_(1, index, -scale * (1 - rule.label_smoothing))
+    extra = 2 * rule.z_loss * lse if rule.z_loss else 0
+    work.mul_(scale * (1 + extra) / sums)
+    if smoothing:
+        work.sub_(scale * (smoothing / classes))
+    work.scatter_add_(1, index, -scale * (1 - smoothing))
     if work.device.type != "cpu" or not kept.all():
-        work.masked_fill_(~kept.unsqueeze(1), 0)
+        work.masked_fill_(~kept, 0)
     if work is not grad:
         grad.copy_(work)
 
@@ -196,19 +190,20 @@ class FusedCrossEntropy(torch.autograd.Function):
     def forward(ctx: Any, logits: Tensor, labels: Tensor, rule: LossRule, reduction: str, on_kernel: bool) -> Tensor:
         logits = with_unit_columns(logits)
         dtype = torch.promote_types(logits.dtype, torch.float32)
-        losses, lse = torch.empty(2, logits.shape[0], dtype=dtype, device=logits.device)
+        losses = torch.empty(logits.shape[0], dtype=dtype, device=logits.device)
+        statistics = torch.empty(logits.shape[0], 2, dtype=dtype, device=logits.device)
         inverse = inverse_count(labels, rule.ignore_index, dtype, on_kernel) if reduction == "mean" else None
         grad = gradient_like(logits) if ctx.needs_input_grad[0] else None
-        outputs = {"losses": losses, "lse": lse, "grad": grad}
+        outputs = {"losses": losses, "statistics": statistics, "grad": grad}
         write_rows(logits, labels, rule, on_kernel=on_kernel, inverse_count=inverse, **outputs)
-        ctx.save_for_backward(logits, labels, lse, inverse)
+        ctx.save_for_backward(logits, labels, statistics, inverse)
         ctx.rule, ctx.on_kernel, ctx.grad = rule, on_kernel, grad
         return losses if reduction == "none" else summed(losses, inverse, on_kernel)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple:
-        logits, labels, lse, inverse = ctx.saved_tensors
+        logits, labels, statistics, inverse = ctx.saved_tensors
         held, ctx.grad = ctx.grad, None  # whoever gets it may write to it
         grad = gradient_like(logits) if held is None else held
         write_rows(
@@ -216,7 +211,7 @@ class FusedCrossEntropy(torch.autograd.Function):
             labels,
             ctx.rule,
             on_kernel=ctx.on_kernel,
-            known_lse=lse,
+            known=statistics,
             upstream=upstream.expand(logits.shape[0]),
             inverse_count=inverse,
             grad=grad,
@@ -230,27 +225,28 @@ class FusedCrossEntropy(torch.autograd.Function):
 
 def _forward(logits, labels, ignore_index, label_smoothing, z_loss):
     logits = with_unit_columns(logits)
-    losses, lse = (torch.empty_like(x) for x in _fake(logits, labels, ignore_index, label_smoothing, z_loss))
+    losses, statistics = (torch.empty_like(x) for x in _fake(logits, labels, ignore_index, label_smoothing, z_loss))
     rule = LossRule(ignore_index, label_smoothing, z_loss)
-    write_rows(logits, labels, rule, on_kernel=logits.device.type == "cuda", losses=losses, lse=lse)
-    return losses, lse
+    write_rows(logits, labels, rule, on_kernel=logits.device.type == "cuda", losses=losses, statistics=statistics)
+    return losses, statistics
 
 
 def _fake(logits, labels, ignore_index, label_smoothing, z_loss):
     dtype = torch.promote_types(logits.dtype, torch.float32)
-    return tuple(logits.new_empty(logits.shape[0], dtype=dtype) for _ in range(2))
+    rows = logits.shape[0]
+    return logits.new_empty(rows, dtype=dtype), logits.new_empty(rows, 2, dtype=dtype)
 
 
-def _backward(upstream, logits, labels, lse, ignore_index, label_smoothing, z_loss):
+def _backward(upstream, logits, labels, statistics, ignore_index, label_smoothing, z_loss):
     logits = with_unit_columns(logits)
     grad = torch.empty(logits.shape, **_like(logits))
     rule = LossRule(ignore_index, label_smoothing, z_loss)
     on_kernel = logits.device.type == "cuda"
-    write_rows(logits, labels, rule, on_kernel=on_kernel, known_lse=lse, upstream=upstream, grad=grad)
+    write_rows(logits, labels, rule, on_kernel=on_kernel, known=statistics, upstream=upstream, grad=grad)
     return grad
 
 
-def _backward_fake(upstream, logits, labels, lse, ignore_index, label_smoothing, z_loss):
+def _backward_fake(upstream, logits, labels, statistics, ignore_index, label_smoothing, z_loss):
     return torch.empty(logits.shape, **_like(logits))
 
 
@@ -258,10 +254,10 @@ class _RowLosses(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits, labels, ignore_index, label_smoothing, z_loss) -> tuple[Tensor, Tensor]:
         ctx.rule = (ignore_index, label_smoothing, z_loss)
-        losses, lse = below_autograd(row_losses, logits, labels, *ctx.rule)
-        ctx.save_for_backward(logits, labels, lse)
-        ctx.mark_non_differentiable(lse)
-        return losses, lse
+        losses, statistics = below_autograd(row_losses, logits, labels, *ctx.rule)
+        ctx.save_for_backward(logits, labels, statistics)
+        ctx.mark_non_differentiable(statistics)
+        return losses, statistics
 
     @staticmethod
     @once_differentiable
@@ -277,7 +273,7 @@ row_losses = define(
     _RowLosses,
 )
 _row_losses_grad = define(
-    "cross_entropy_backward(Tensor upstream, Tensor logits, Tensor labels, Tensor lse, SymInt ignore_index, "
+    "cross_entropy_backward(Tensor upstream, Tensor logits, Tensor labels, Tensor statistics, SymInt ignore_index, "
     "float label_smoothing, float z_loss) -> Tensor",
     _backward,
     _backward_fake,

@@ -198,10 +198,13 @@ def _forward(
         if reduction == "mean":
             count = (labels != ignore_index).sum().clamp(min=1)
             loss, inverse = loss / count, inverse / count
-    grad = gradients.hidden
-    if grad is not None and rows is not None:
-        grad = grad.new_zeros(hidden.shape).index_copy_(0, rows, grad)
-    return loss, inverse, *(hidden.new_empty(0) if g is None else g for g in (grad, *gradients[1:]))
+    gradients = gradients._replace(hidden=_spread(gradients.hidden, rows, hidden.shape))
+    return loss, inverse, *(hidden.new_empty(0) if g is None else g for g in gradients)
+
+
+def _spread(grad: Tensor | None, rows: Tensor | None, shape: torch.Size) -> Tensor | None:
+    """The gradient of all rows from that of those that were kept."""
+    return grad if grad is None or rows is None else grad.new_zeros(shape).index_copy_(0, rows, grad)
 
 
 def _fake(
@@ -212,20 +215,29 @@ def _fake(
     empty = [hidden.new_empty(0) for _ in range(3)]
     made = [hidden.new_empty(hidden.shape), weight.new_empty(weight.shape, dtype=_wide(weight))]
     made.append(empty[2] if bias is None else bias.new_empty(bias.shape, dtype=_wide(bias)))
-    grads = [m if need and not none else e for m, e, need in zip(made, empty, (*needs[:2], needs[2]), strict=True)]
+    grads = [m if need and not none else e for m, e, need in zip(made, empty, needs, strict=True)]
     return loss, hidden.new_empty(1, dtype=_wide(hidden)), *grads
 
 
-def _backward(upstream, hidden, weight, bias, labels, ignore_index, label_smoothing, z_loss, chunk_bytes, *needs):
+def _backward(
+    upstream, hidden, weight, bias, labels, ignore_index, label_smoothing, z_loss, drop_ignored, chunk_bytes, *needs
+):
     rule = LossRule(ignore_index, label_smoothing, z_loss)
-    gradients = _new_gradients(hidden, weight, bias, needs)
-    _run_chunks(hidden, weight, bias, labels, rule, chunk_bytes, None, gradients, upstream)
+    kept, rows = hidden, None
+    if drop_ignored:
+        kept, labels, rows = labelled_rows(hidden, labels, ignore_index)
+        upstream = upstream if rows is None else upstream.index_select(0, rows)
+    gradients = _new_gradients(kept, weight, bias, needs)
+    _run_chunks(kept, weight, bias, labels, rule, chunk_bytes, None, gradients, upstream)
+    gradients = gradients._replace(hidden=_spread(gradients.hidden, rows, hidden.shape))
     scale = 1 / _factor(hidden)
     inputs = (hidden, weight, bias)
     return [(g * scale).to(x.dtype) for g, x in zip(gradients, inputs, strict=True) if g is not None]
 
 
-def _backward_fake(upstream, hidden, weight, bias, labels, ignore_index, label_smoothing, z_loss, chunk_bytes, *needs):
+def _backward_fake(
+    upstream, hidden, weight, bias, labels, ignore_index, label_smoothing, z_loss, drop_ignored, chunk_bytes, *needs
+):
     wanted = zip((hidden, weight, bias), needs, strict=True)
     return [x.new_empty(x.shape) for x, need in wanted if x is not None and need]
 
@@ -234,9 +246,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden, weight, bias, labels, *options) -> tuple[Tensor, ...]:
         loss, inverse, *gradients = below_autograd(_linear_cross_entropy, hidden, weight, bias, labels, *options)
-        *rule, reduction, _, chunk_bytes = options[:-3]
+        *rule, reduction, drop_ignored, chunk_bytes = options[:-3]
         ctx.dtypes = [None if x is None else x.dtype for x in (hidden, weight, bias)]
-        ctx.needs, ctx.recompute = options[-3:], (*rule, chunk_bytes) if reduction == "none" else None
+        ctx.needs, ctx.recompute = options[-3:], (*rule, drop_ignored, chunk_bytes) if reduction == "none" else None
         ctx.save_for_backward(*((hidden, weight, bias, labels) if ctx.recompute else (inverse, *gradients)))
         ctx.mark_non_differentiable(inverse, *gradients)
         return loss, inverse, *gradients
@@ -267,8 +279,8 @@ _linear_cross_entropy = define(
 )
 _linear_cross_entropy_grad = define(
     "linear_cross_entropy_backward(Tensor upstream, Tensor hidden, Tensor weight, Tensor? bias, Tensor labels, "
-    "SymInt ignore_index, float label_smoothing, float z_loss, int chunk_bytes, bool need_hidden, bool need_weight, "
-    "bool need_bias) -> Tensor[]",
+    "SymInt ignore_index, float label_smoothing, float z_loss, bool drop_ignored, int chunk_bytes, bool need_hidden, "
+    "bool need_weight, bool need_bias) -> Tensor[]",
     _backward,
     _backward_fake,
 )

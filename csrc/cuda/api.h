@@ -146,11 +146,11 @@ void adam_cuda(const std::vector<TensorAddresses>& tensors, const AdamRule& rule
 struct CrossEntropy {
     const void* logits;  // [R, V]
     const int64_t* labels;  // [R]; an ignored row has loss 0 and gradient 0, and is not read
-    const float* known_lse;  // [R] of an earlier call, or null: found here
+    const float* known;  // [R, 2], statistics of an earlier call, or null: found here
     const float* upstream;  // [R], gradient of each row's loss; null: 1
     const float* inverse_count;  // [1], another factor of the gradient; null: 1
     float* losses;  // [R], or null
-    float* lse;  // [R], or null: log-sum-exp of each row, 0 where it is ignored
+    float* statistics;  // [R, 2], or null: each row's largest logit and sum of exp(x - it), 0 where it is ignored
     void* grad;  // [R, V], in the place of the logits or apart from them; null: not wanted
     int64_t rows, classes, logits_stride, grad_stride, upstream_stride, ignore_index;
     float smoothing, z_loss;  // label smoothing as PyTorch's; z_loss * lse^2 is added to the loss

@@ -78,15 +78,15 @@ __global__ void __launch_bounds__(kThreads<LANES>, kBlocksPerSM<LANES>) cross_en
         if (label != a.ignore_index && lane == 0) atomicCAS(a.bad_id, 0, kBadLabel);
         if (a.grad != nullptr) write_zeros<T, Part::kVec>(cut, lane, LANES, grad_of<T>(a, r));
         if (lane == 0 && a.losses != nullptr) a.losses[r] = 0;
-        if (lane == 0 && a.lse != nullptr) a.lse[r] = 0;
+        if (lane == 0 && a.statistics != nullptr) a.statistics[2 * int64_t{r}] = a.statistics[2 * int64_t{r} + 1] = 0;
         return;
     }
 
     Part part;
     if constexpr (RESIDENT) part.read(row, cut, 0, lane, LANES);
-    float lse;
-    if (a.known_lse != nullptr) {
-        lse = a.known_lse[r];
+    RowStatistics found;
+    if (a.known != nullptr) {
+        found = {a.known[2 * int64_t{r}], a.known[2 * int64_t{r} + 1]};
     } else {
         const float at_label = to_float(row[label]);  // before any lane writes over it
         const bool smoothed = a.smoothing > 0;
@@ -103,18 +103,21 @@ __global__ void __launch_bounds__(kThreads<LANES>, kBlocksPerSM<LANES>) cross_en
         const int edge = edge_column(cut, Part::kVec, lane);
         if (edge >= 0) sums.add(to_float(row[edge]));
         sums = reduce_lanes<LANES>(sums);
-        lse = sums.log_sum_exp();
+        found = {sums.base(), sums.sum};
         if (lane == 0) {
-            if (a.losses != nullptr) a.losses[r] = rule.loss(lse, at_label, sums.total);
-            if (a.lse != nullptr) a.lse[r] = lse;
+            if (a.losses != nullptr) a.losses[r] = rule.loss(found, at_label, sums.total);
+            if (a.statistics != nullptr) {
+                a.statistics[2 * int64_t{r}] = found.base;
+                a.statistics[2 * int64_t{r} + 1] = found.sum;
+            }
         }
     }
     if (a.grad == nullptr) return;
 
     // Read again rather than kept: the registers are the row's.
     const float scale = upstream_of(a, r) * (a.inverse_count == nullptr ? 1.0f : *a.inverse_count) * a.factor;
-    const RowGradient gradient{lse, rule.of_probability(lse, scale), rule.everywhere(scale), rule.at_label(scale),
-                               static_cast<int>(a.labels[r])};
+    const RowGradient gradient{found.base, rule.of_exponential(found, scale), rule.everywhere(scale),
+                               rule.at_label(scale), static_cast<int>(a.labels[r])};
     T* grad = grad_of<T>(a, r);
     const int edge = edge_column(cut, Part::kVec, lane);
     if (edge >= 0) grad[edge] = from_float<T>(gradient.at(to_float(row[edge]), edge));
@@ -202,8 +205,8 @@ void cross_entropy_cuda(const CrossEntropy& a, DType dtype, int device, void* st
     require_at_least("upstream_stride", a.upstream_stride, 0);
     require_at_least("device", device, 0);
     if (!(a.smoothing >= 0 && a.smoothing <= 1)) refuse("smoothing must be 0 to 1, got " + std::to_string(a.smoothing));
-    if (a.known_lse != nullptr && (a.losses != nullptr || a.lse != nullptr)) {
-        refuse("losses and lse must be null where known_lse is given");
+    if (a.known != nullptr && (a.losses != nullptr || a.statistics != nullptr)) {
+        refuse("losses and statistics must be null where known ones are given");
     }
     if (a.skip_ones && (a.upstream == nullptr || a.grad == a.logits)) {
         refuse("skip_ones needs upstream, and a gradient that is not in the logits' place");

@@ -51,37 +51,49 @@ struct RowSums {
         one.total = x;
         merge(one);
     }
-
-    BERT_FAST_HD float log_sum_exp() const { return base() + logf(sum); }
 };
 
-// Loss and gradient of a row as functions of its log-sum-exp.
+// What is kept of a row between its passes: apart, the two lose nothing where logits are large.
+struct RowStatistics {
+    float base;  // the largest element
+    float sum;   // of exp(x - base)
+
+    BERT_FAST_HD float log_sum_exp() const { return base + logf(sum); }
+};
+
+// Loss and gradient of a row as functions of its statistics.
 struct RowRule {
     float smoothing;  // PyTorch's label_smoothing
     float z_loss;     // adds z_loss * lse^2
     float classes;
 
-    BERT_FAST_HD float loss(float lse, float at_label, float total) const {
-        float loss = lse - at_label;
-        if (smoothing > 0) loss = lse - (1 - smoothing) * at_label - smoothing / classes * total;
-        return loss + z_loss * lse * lse;
+    BERT_FAST_HD float loss(const RowStatistics& row, float at_label, float total) const {
+        float loss = logf(row.sum) + (row.base - at_label);
+        if (smoothing > 0) {
+            loss = logf(row.sum) + (1 - smoothing) * (row.base - at_label) + smoothing * (row.base - total / classes);
+        }
+        if (z_loss != 0) loss += z_loss * row.log_sum_exp() * row.log_sum_exp();
+        return loss;
     }
 
-    // d loss / d x, times `scale`, is of_probability * p - everywhere, and less at_label at the label.
-    BERT_FAST_HD float of_probability(float lse, float scale) const { return scale * (1 + 2 * z_loss * lse); }
+    // d loss / d x, times `scale`, is of_exponential * exp(x - base) - everywhere, and less at_label at the label.
+    BERT_FAST_HD float of_exponential(const RowStatistics& row, float scale) const {
+        const float extra = z_loss != 0 ? 2 * z_loss * row.log_sum_exp() : 0.0f;
+        return scale * (1 + extra) / row.sum;
+    }
     BERT_FAST_HD float everywhere(float scale) const { return scale * (smoothing / classes); }
     BERT_FAST_HD float at_label(float scale) const { return scale * (1 - smoothing); }
 };
 
 // The gradient's terms of one row, as every element needs them.
 struct RowGradient {
-    float lse;
-    float of_probability;
+    float base;
+    float of_exponential;
     float everywhere;
     float at_label;
     int label;
 
-    BERT_FAST_HD float at(float x) const { return of_probability * exponential(x - lse) - everywhere; }
+    BERT_FAST_HD float at(float x) const { return of_exponential * exponential(x - base) - everywhere; }
     BERT_FAST_HD float at(float x, int column) const { return at(x) - (column == label ? at_label : 0.0f); }
 };
 

@@ -4,6 +4,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "shared/cross_entropy_row.h"
 #include "shared/embedding_row.h"
 #include "shared/floats.h"
 #include "shared/optim_chunk.h"
@@ -114,6 +115,65 @@ void optimizer_of(char moment, const void* grad, void* param, float* master, voi
     run(static_cast<BFloat16*>(nullptr));
 }
 
+// As cross_entropy_rows in cuda/cross_entropy.cu for one row with a label inside, its lanes one after the other.
+template <typename T, typename Part>
+void cross_entropy_row(const T* row, T* grad, int classes, int label, const RowRule& rule, int lanes, bool resident,
+                       float scale, float* loss, float* statistics) {
+    const RowCut cut = cut_row<T, Part::kVec>(reinterpret_cast<uintptr_t>(row), classes);
+    const int stride = lanes * Part::kSteps;
+    std::vector<Part> parts(static_cast<size_t>(lanes));
+    RowSums sums;
+    const float at_label = to_float(row[label]);
+    for (int lane = 0; lane < lanes; ++lane) {
+        RowSums own;
+        for (int first = 0; first < (resident ? 1 : cut.vectors); first += stride) {
+            parts[lane].read(row, cut, first, lane, lanes);
+            parts[lane].add_to(&own, cut, first, lane, lanes, rule.smoothing > 0);
+        }
+        const int edge = edge_column(cut, Part::kVec, lane);
+        if (edge >= 0) own.add(to_float(row[edge]));
+        sums.merge(own);
+    }
+    const RowStatistics found{sums.base(), sums.sum};
+    statistics[0] = found.base;
+    statistics[1] = found.sum;
+    *loss = rule.loss(found, at_label, sums.total);
+    const RowGradient gradient{found.base, rule.of_exponential(found, scale), rule.everywhere(scale),
+                               rule.at_label(scale), label};
+    for (int lane = 0; lane < lanes; ++lane) {
+        const int edge = edge_column(cut, Part::kVec, lane);
+        if (edge >= 0) grad[edge] = from_float<T>(gradient.at(to_float(row[edge]), edge));
+        for (int first = resident ? 0 : last_batch(cut, stride); first >= 0; first -= stride) {
+            if (!resident) parts[lane].read(row, cut, first, lane, lanes);
+            parts[lane].write(cut, first, lane, lanes, gradient, grad);
+        }
+    }
+}
+
+template <typename T>
+void cross_entropy(char kind, const void* logits, void* grad, int64_t stride, int64_t grad_stride, const int64_t* labels,
+                   int64_t rows, int64_t classes, float smoothing, float z_loss, float scale, float* losses,
+                   float* statistics) {
+    constexpr int kVec = 16 / sizeof(T);
+    const RowRule rule{smoothing, z_loss, static_cast<float>(classes)};
+    for (int64_t r = 0; r < rows; ++r) {
+        const T* row = static_cast<const T*>(logits) + r * stride;
+        T* out = static_cast<T*>(grad) + r * grad_stride;
+        const auto run = [&](auto* part, Sharing sharing, bool resident) {
+            using Part = std::remove_pointer_t<decltype(part)>;
+            cross_entropy_row<T, Part>(row, out, static_cast<int>(classes), static_cast<int>(labels[r]), rule,
+                                       sharing.lanes, resident, scale, losses + r, statistics + 2 * r);
+        };
+        using Streamed = Batch<T, kVec, kStreamedRow.steps>;
+        if (kind == 'w') run(static_cast<Batch<T, kVec, kWarpRow.steps>*>(nullptr), kWarpRow, true);
+        if (kind == 's') run(static_cast<Batch<T, kVec, kShortRow.steps>*>(nullptr), kShortRow, true);
+        if (kind == 'l') run(static_cast<Batch<T, kVec, kLongRow.steps>*>(nullptr), kLongRow, true);
+        if (kind == 'x') run(static_cast<Batch<T, kVec, kWideRow.steps>*>(nullptr), kWideRow, true);
+        if (kind == 't') run(static_cast<Streamed*>(nullptr), kStreamedRow, false);
+        if (kind == 'u') run(static_cast<Batch<T, 1, kStreamedRow.steps>*>(nullptr), kStreamedRow, false);
+    }
+}
+
 }  // namespace
 
 extern "C" {
@@ -171,6 +231,20 @@ float harness_trust_ratio(float weight_squares, float update_squares, double low
 }
 
 float harness_clip_factor(float norm, float max_norm) { return clip_factor(norm, max_norm); }
+
+// kind: w(arp), s(hort), l(ong), x (wide): a row in its lanes' registers; t: read twice; u: and by single elements.
+void harness_cross_entropy(char kind, char dtype, const void* logits, void* grad, int64_t stride, int64_t grad_stride,
+                           const int64_t* labels, int64_t rows, int64_t classes, float smoothing, float z_loss,
+                           float scale, float* losses, float* statistics) {
+    const auto run = dtype == 'f' ? cross_entropy<float> : dtype == 'h' ? cross_entropy<Half> : cross_entropy<BFloat16>;
+    run(kind, logits, grad, stride, grad_stride, labels, rows, classes, smoothing, z_loss, scale, losses, statistics);
+}
+
+// Bytes of a row that the ways w, s, l and x can hold.
+void harness_resident_bytes(int64_t* out) {
+    const Sharing all[] = {kWarpRow, kShortRow, kLongRow, kWideRow};
+    for (int i = 0; i < 4; ++i) out[i] = resident_bytes(all[i]);
+}
 
 int64_t harness_tiles(int64_t batch, int64_t seqlen, int64_t chunk, int64_t* tile) {
     const Tiling tiling = make_tiling(batch, seqlen, chunk);

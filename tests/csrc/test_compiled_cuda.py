@@ -14,9 +14,11 @@ UNPAD = ("unpad_in_one_block", "count_tiles", "scan_tiles", "pack_tiles", "find_
 EMBEDDING = ("embedding_layer_norm", "embedding_backward", "column_sums", "sum_tiles", "join_tiles")
 ROWS = ("gather_rows", "scatter_rows", "pool_sequences", "spread_gradient")
 OPTIMIZER = ("square_gradients", "finish_norm", "advance_tensors", "apply_updates")
-KERNELS = (*UNPAD, *EMBEDDING, *ROWS, *OPTIMIZER)
-# Wide rows of the embedding's backward: a block of 256 threads has a multiprocessor to itself.
-MOST_REGISTERS = {"embedding_backward": 200}
+LOSS = ("cross_entropy_rows", "count_labels", "sum_losses")
+KERNELS = (*UNPAD, *EMBEDDING, *ROWS, *OPTIMIZER, *LOSS)
+# Wide rows of the embedding's backward: a block of 256 threads has a multiprocessor to itself. 1,024 threads of the loss
+# share one, as two rows or as one.
+MOST_REGISTERS = {"embedding_backward": 200, "cross_entropy_rows": 64}
 
 
 @pytest.fixture(scope="module")
@@ -144,3 +146,15 @@ def test_no_optimizer_kernel_adds_floats_atomically(machine_code: dict[str, str]
     for name, code in machine_code.items():
         if any(part in name for part in OPTIMIZER):
             assert count(code, r"(RED|ATOM|ATOMG|ATOMS)[.\w]*") == 0, name
+
+
+def test_logits_are_read_once_and_the_gradient_written_once_16_bytes_at_a_time(machine_code: dict[str, str]) -> None:
+    """In the kernels that keep a row: as many wide loads as vectors of a lane, and all others are single elements."""
+    held = {name: code for name, code in machine_code.items() if re.search(r"BatchI\w+Li[48]ELi\dEEELi\d+ELb1E", name)}
+    assert len(held) == 12, "three dtypes, four widths"
+    for name, code in held.items():
+        steps = int(re.search(r"BatchI\w+Li[48]ELi(\d)EEE", name)[1])
+        assert count(code, r"LDG\.E\.128[.\w]*") == steps, name
+        # The other wide stores are of zeros, for ignored rows.
+        assert count(code, r"STG\.E\.128") >= steps, name
+        assert count(code, r"LDG\.E\.CONSTANT[.\w]*|LDG\.E\.128\.CONSTANT") == 0, f"{name}: stale where in place"
