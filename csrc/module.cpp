@@ -26,7 +26,7 @@ using Address = uintptr_t;
 using NoGil = py::call_guard<py::gil_scoped_release>;
 
 // Raise it with every change of a signature below; bert_fast/extension.py refuses an extension of another number.
-constexpr int kInterface = 2;
+constexpr int kInterface = 3;
 
 template <typename T>
 T* at(Address address) {
