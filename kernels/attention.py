@@ -29,22 +29,25 @@ from .attention_plan import plan
 from .attention_tiles import (
     dot_keys,
     dot_rows,
+    exponential,
+    extent,
     find_tile,
     head_base,
     keep_columns,
     key_columns,
     load_bias,
     load_rows,
+    natural_lse,
     store_rows,
     visible_keys,
     whole_sequences,
 )
-from .common import LN2, dot, on_device
+from .common import dot, on_device
 
 __all__ = ["attention_backward", "attention_forward", "attention_schedule", "plan"]
 
 _INTEGERS = [
-    "tokens", "batch", "q_head", "k_head", "v_head",
+    "tokens", "batch", "longest", "q_head", "k_head", "v_head",
     "threshold", "site",
 ]  # fmt: skip
 
@@ -52,11 +55,11 @@ _INTEGERS = [
 @triton.jit(do_not_specialize=_INTEGERS, do_not_specialize_on_alignment=["order_ptr"])
 def forward_tile(
     q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, cu_ptr, order_ptr, bias_ptr, key_mask_ptr, seed_ptr,
-    tokens, batch, q_head, k_head, v_head, bias_batch, bias_head, bias_query, bias_key,
-    scale_log2, keep_scale, threshold, site,
+    tokens, batch, longest, q_head, k_head, v_head, bias_batch, bias_head, bias_query, bias_key,
+    score_scale, keep_scale, threshold, site,
     Q_TOKEN: tl.constexpr, K_TOKEN: tl.constexpr, V_TOKEN: tl.constexpr, VECTOR: tl.constexpr,
     HEADS: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, SLOT: tl.constexpr, GROUP: tl.constexpr,
-    PRECISION: tl.constexpr,
+    PRECISION: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     """One head of GROUP whole sequences: no loop, softmax in one pass."""
     ROWS: tl.constexpr = SLOT * GROUP
@@ -64,10 +67,10 @@ def forward_tile(
     head64 = head.to(tl.int64)
     item = tl.program_id(0) // HEADS
     origin, row, position, length, sequence = whole_sequences(
-        tl.arange(0, ROWS), item, batch, cu_ptr, order_ptr, SLOT, GROUP
+        tl.arange(0, ROWS), item, batch, longest, cu_ptr, order_ptr, SLOT, GROUP
     )
     origin, key, key_position, key_length, _ = whole_sequences(
-        key_columns(ROWS, seed_ptr is not None), item, batch, cu_ptr, order_ptr, SLOT, GROUP
+        key_columns(ROWS, seed_ptr is not None), item, batch, longest, cu_ptr, order_ptr, SLOT, GROUP
     )
     live = position < length
     seen = key_position < key_length
@@ -80,17 +83,18 @@ def forward_tile(
     column = key_columns(SLOT, seed_ptr is not None)
     visible = visible_keys(column, seen, row - position, length, key_mask_ptr, GROUP)
     scores = dot_rows(q, k, GROUP, PRECISION)
-    factor = scale_log2
+    factor = score_scale
+    if bias_ptr is not None or EXACT:
+        scores = scores * score_scale
+        factor = 1.0
     if bias_ptr is not None:
         query_offset = head64 * bias_head + sequence.to(tl.int64) * bias_batch + position.to(tl.int64) * bias_query
         key_offset = column.to(tl.int64) * bias_key
-        extra = load_bias(bias_ptr, query_offset[:, None], key_offset[None, :], live[:, None] & visible)
-        scores = scores * scale_log2 + extra
-        factor = 1.0
+        scores += load_bias(bias_ptr, query_offset[:, None], key_offset[None, :], live[:, None] & visible, EXACT)
     scores = tl.where(visible, scores, float("-inf"))
     top = tl.max(scores, 1)
     top = tl.where(top == float("-inf"), 0.0, top) * factor
-    probs = tl.exp2(scores * factor - top[:, None])
+    probs = exponential(scores * factor, top[:, None], EXACT)
     total = tl.sum(probs, 1)
     safe = tl.where(total == 0.0, 1.0, total)
     norm = 1.0 / safe
@@ -100,25 +104,24 @@ def forward_tile(
         norm = norm * keep_scale
     out = dot_keys(probs.to(v.dtype), v, tl.zeros((ROWS, BLOCK_D), tl.float32), GROUP, PRECISION) * norm[:, None]
     store_rows(head_base(out_ptr, origin, head, D, HEADS * D, 1), row, live, out, HEADS * D, D, BLOCK_D)
-    lse = tl.where(total == 0.0, float("-inf"), (top + tl.log2(safe)) * LN2)
+    lse = natural_lse(top, total, EXACT)
     tl.store(lse_ptr + head64 * tokens + origin + row, lse, mask=live)
 
 
 @triton.jit(do_not_specialize=_INTEGERS, do_not_specialize_on_alignment=["order_ptr"])
 def forward_loop(
     q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, cu_ptr, cumulative_ptr, order_ptr, bias_ptr, key_mask_ptr, seed_ptr,
-    tokens, batch, q_head, k_head, v_head, bias_batch, bias_head, bias_query, bias_key,
-    scale_log2, keep_scale, threshold, site,
+    tokens, batch, longest, q_head, k_head, v_head, bias_batch, bias_head, bias_query, bias_key,
+    score_scale, keep_scale, threshold, site,
     Q_TOKEN: tl.constexpr, K_TOKEN: tl.constexpr, V_TOKEN: tl.constexpr, VECTOR: tl.constexpr,
     HEADS: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    PRECISION: tl.constexpr,
+    PRECISION: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     """One head of BLOCK_M query rows of one sequence: walks its keys with the online softmax."""
     head = tl.program_id(0) % HEADS
     head64 = head.to(tl.int64)
     sequence, first = find_tile(tl.program_id(0) // HEADS, cumulative_ptr, order_ptr, batch, BLOCK_M)
-    start = tl.load(cu_ptr + sequence)
-    length = tl.load(cu_ptr + sequence + 1) - start
+    start, length = extent(sequence, cu_ptr, longest)
     if first >= length:
         return
     row = tl.arange(0, BLOCK_M)
@@ -128,10 +131,11 @@ def forward_loop(
     q = load_rows(head_base(q_ptr, token, head, q_head, Q_TOKEN, VECTOR), row, live, Q_TOKEN, D, BLOCK_D)
     k_base = head_base(k_ptr, start, head, k_head, K_TOKEN, VECTOR)
     v_base = head_base(v_ptr, start, head, v_head, V_TOKEN, VECTOR)
-    factor = scale_log2
+    factor = score_scale
+    if bias_ptr is not None or EXACT:
+        factor = 1.0
     if bias_ptr is not None:
         query_offset = head64 * bias_head + sequence.to(tl.int64) * bias_batch + (first + row).to(tl.int64) * bias_query
-        factor = 1.0
     if seed_ptr is not None:
         seed = tl.load(seed_ptr)
         unit = (token + row).to(tl.int64) * HEADS + head
@@ -146,16 +150,18 @@ def forward_loop(
         k = load_rows(k_base, column, seen, K_TOKEN, D, BLOCK_D)
         v = load_rows(v_base, column, seen, V_TOKEN, D, BLOCK_D)
         scores = dot(q, tl.trans(k), tl.zeros((BLOCK_M, BLOCK_N), tl.float32), PRECISION)
+        if bias_ptr is not None or EXACT:
+            scores = scores * score_scale
         if bias_ptr is not None:
             key_offset = (offset + column).to(tl.int64) * bias_key
-            extra = load_bias(bias_ptr, query_offset[:, None], key_offset[None, :], live[:, None] & seen[None, :])
-            scores = scores * scale_log2 + extra
+            mask = live[:, None] & seen[None, :]
+            scores += load_bias(bias_ptr, query_offset[:, None], key_offset[None, :], mask, EXACT)
         if key_mask_ptr is not None or offset + BLOCK_N > length:
             scores = tl.where(seen[None, :], scores, float("-inf"))
         new_top = tl.maximum(top, tl.max(scores, 1))
         base = tl.where(new_top == float("-inf"), 0.0, new_top) * factor
-        probs = tl.exp2(scores * factor - base[:, None])
-        shrink = tl.exp2(top * factor - base)
+        probs = exponential(scores * factor, base[:, None], EXACT)
+        shrink = exponential(top * factor, base, EXACT)
         total = total * shrink + tl.sum(probs, 1)
         if seed_ptr is not None:
             keep = keep_columns(seed, site, threshold, unit, offset, BLOCK_N)
@@ -170,7 +176,7 @@ def forward_loop(
         norm = norm * keep_scale
     out = out * norm[:, None]
     store_rows(head_base(out_ptr, token, head, D, HEADS * D, 1), row, live, out, HEADS * D, D, BLOCK_D)
-    lse = tl.where(total == 0.0, float("-inf"), (top * factor + tl.log2(safe)) * LN2)
+    lse = natural_lse(top * factor, total, EXACT)
     tl.store(lse_ptr + head64 * tokens + token + row, lse, mask=live)
 
 
@@ -196,7 +202,8 @@ def attention_forward(
             ``[T, 3, N, D]`` projection are read in place. D is a multiple of 8 from 8 to 128.
         cu_seqlens: int32 ``[B + 1]`` from 0 to T; sequence b owns rows ``cu_seqlens[b]:cu_seqlens[b + 1]``. Rows
             beyond its last entry are not written.
-        max_seqlen: at least the longest sequence's length; the plan follows from it, so the closer the better.
+        max_seqlen: at least the longest sequence's length; the plan follows from it, so the closer the better. A longer
+            sequence takes part with its first max_seqlen rows; the others are neither read nor written.
         scale: of the scores, positive.
         bias: additive ``[B or 1, N or 1, S, S]`` of any strides, ``S >= max_seqlen``, indexed by position within the
             sequence. -inf hides, and so does anything at or below half the lowest number of its dtype.
@@ -219,10 +226,10 @@ def attention_forward(
     lse = torch.empty((call.heads, call.tokens), dtype=torch.float32, device=q.device)
     if call.tokens == 0 or call.heads == 0 or call.batch == 0:
         return out, lse
-    chosen = plan(max_seqlen, call.head_dim, q.dtype, dropout=call.dropout, masked=call.masked).forward
-    grid = (chosen.programs(call.tokens, call.batch, call.heads),)
     arguments = {"q_ptr": q, "k_ptr": k, "v_ptr": v, "out_ptr": out, "lse_ptr": lse, **strides(q=q, k=k, v=v)}
     with on_device(q):
+        chosen = plan(max_seqlen, call.head_dim, q.dtype, dropout=call.dropout, masked=call.masked).forward
+        grid = (chosen.programs(call.tokens, call.batch, call.heads),)
         if chosen.kernel == "attention_forward_tile":
             forward_tile[grid](**arguments, **call.arguments(), **chosen.blocks, **chosen.options)
         else:

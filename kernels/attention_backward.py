@@ -22,8 +22,11 @@ from .attention_tiles import (
     dot_keys,
     dot_queries,
     dot_rows,
+    exponential,
+    extent,
     find_tile,
     head_base,
+    inverse_sum,
     keep_bits,
     keep_columns,
     keep_rows,
@@ -35,6 +38,7 @@ from .attention_tiles import (
     load_rows,
     store_keep,
     store_rows,
+    store_stats,
     unpack_columns,
     unpack_rows,
     visible_keys,
@@ -46,7 +50,7 @@ from .common import cdiv, dot, on_device
 # costs as much as everything else there. Beyond, T * N * S / 8 bytes are more than that is worth.
 _KEEP_UP_TO = 1024
 _INTEGERS = [
-    "tokens", "batch", "q_head", "k_head", "v_head", "o_head", "do_head", "dq_head", "dk_head", "dv_head",
+    "tokens", "batch", "longest", "q_head", "k_head", "v_head", "o_head", "do_head", "dq_head", "dk_head", "dv_head",
     "threshold", "site", "keep_row",
 ]  # fmt: skip
 
@@ -59,14 +63,14 @@ def without_scale(delta, keep_scale):
 
 @triton.jit(do_not_specialize=_INTEGERS, do_not_specialize_on_alignment=["order_ptr"])
 def backward_tile(
-    do_ptr, q_ptr, k_ptr, v_ptr, o_ptr, lse_ptr, dq_ptr, dk_ptr, dv_ptr, delta_ptr, cu_ptr, order_ptr, bias_ptr,
-    key_mask_ptr, seed_ptr, tokens, batch,
+    do_ptr, q_ptr, k_ptr, v_ptr, o_ptr, lse_ptr, dq_ptr, dk_ptr, dv_ptr, stats_ptr, cu_ptr, order_ptr, bias_ptr,
+    key_mask_ptr, seed_ptr, tokens, batch, longest,
     do_head, q_head, k_head, v_head, o_head, dq_head, dk_head, dv_head,
-    bias_batch, bias_head, bias_query, bias_key, scale, scale_log2, keep_scale, threshold, site,
+    bias_batch, bias_head, bias_query, bias_key, scale, score_scale, keep_scale, threshold, site,
     DO_TOKEN: tl.constexpr, Q_TOKEN: tl.constexpr, K_TOKEN: tl.constexpr, V_TOKEN: tl.constexpr, O_TOKEN: tl.constexpr,
     DQ_TOKEN: tl.constexpr, DK_TOKEN: tl.constexpr, DV_TOKEN: tl.constexpr, VECTOR: tl.constexpr,
     HEADS: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, SLOT: tl.constexpr, GROUP: tl.constexpr,
-    BLOCK_N: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_N: tl.constexpr, PRECISION: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     """One head of GROUP whole sequences: dq, dk and dv from one recomputation of the probabilities."""
     ROWS: tl.constexpr = SLOT * GROUP
@@ -74,19 +78,20 @@ def backward_tile(
     head64 = head.to(tl.int64)
     item = tl.program_id(0) // HEADS
     origin, row, position, length, sequence = whole_sequences(
-        tl.arange(0, ROWS), item, batch, cu_ptr, order_ptr, SLOT, GROUP
+        tl.arange(0, ROWS), item, batch, longest, cu_ptr, order_ptr, SLOT, GROUP
     )
     live = position < length
     q = load_rows(head_base(q_ptr, origin, head, q_head, Q_TOKEN, VECTOR), row, live, Q_TOKEN, D, BLOCK_D)
     do = load_rows(head_base(do_ptr, origin, head, do_head, DO_TOKEN, VECTOR), row, live, DO_TOKEN, D, BLOCK_D)
-    lse = load_lse(lse_ptr + head64 * tokens + origin, row, live)
+    lse = load_lse(lse_ptr + head64 * tokens + origin, row, live, EXACT)
     if BLOCK_N < ROWS:
+        tl.static_assert(not EXACT)  # needs a row's sum before its first probability is used
         o = load_rows(head_base(o_ptr, origin, head, o_head, O_TOKEN, VECTOR), row, live, O_TOKEN, D, BLOCK_D)
         delta = tl.sum(o.to(tl.float32) * do.to(tl.float32), 1)
         if seed_ptr is not None:
             delta = without_scale(delta, keep_scale)
-        if delta_ptr is not None:
-            tl.store(delta_ptr + head64 * tokens + origin + row, delta, mask=live)
+        if stats_ptr is not None:
+            store_stats(stats_ptr, tokens, head64, origin + row, live, delta, lse, None, HEADS, EXACT)
     if bias_ptr is not None:
         query_offset = head64 * bias_head + sequence.to(tl.int64) * bias_batch + position.to(tl.int64) * bias_query
     if seed_ptr is not None:
@@ -99,7 +104,7 @@ def backward_tile(
     dq = tl.zeros((ROWS, BLOCK_D), tl.float32)
     for offset in tl.range(0, ROWS, BLOCK_N):
         origin, key, key_position, key_length, _ = whole_sequences(
-            offset + key_columns(BLOCK_N, seed_ptr is not None), item, batch, cu_ptr, order_ptr, SLOT, GROUP
+            offset + key_columns(BLOCK_N, seed_ptr is not None), item, batch, longest, cu_ptr, order_ptr, SLOT, GROUP
         )
         key_live = key_position < key_length
         seen = key_live
@@ -109,11 +114,19 @@ def backward_tile(
         v = load_rows(head_base(v_ptr, origin, head, v_head, V_TOKEN, VECTOR), key, seen, V_TOKEN, D, BLOCK_D)
         column = offset + key_columns(BLOCK_N // GROUP, seed_ptr is not None)
         visible = visible_keys(column, seen, row - position, length, key_mask_ptr, GROUP)
-        scores = dot_rows(q, k, GROUP, PRECISION) * scale_log2
+        scores = dot_rows(q, k, GROUP, PRECISION) * score_scale
         if bias_ptr is not None:
             key_offset = column.to(tl.int64) * bias_key
-            scores += load_bias(bias_ptr, query_offset[:, None], key_offset[None, :], live[:, None] & visible)
-        probs = tl.where(visible, tl.exp2(scores - lse[:, None]), 0.0)
+            scores += load_bias(bias_ptr, query_offset[:, None], key_offset[None, :], live[:, None] & visible, EXACT)
+        if BLOCK_N == ROWS:  # all keys are here: the softmax anew, free of how lse was rounded
+            scores = tl.where(visible, scores, float("-inf"))
+            top = tl.max(scores, 1)
+            top = tl.where(top == float("-inf"), 0.0, top)
+            probs = exponential(scores, top[:, None], EXACT)
+            inverse = inverse_sum(tl.sum(probs, 1))
+            probs = probs * inverse[:, None]
+        else:
+            probs = tl.where(visible, exponential(scores, lse[:, None], EXACT), 0.0)
         kept = probs
         if seed_ptr is not None:
             keep = keep_columns(seed, site, threshold, unit, offset, BLOCK_N // GROUP)
@@ -126,13 +139,13 @@ def backward_tile(
         dprobs = dot_rows(do, v, GROUP, PRECISION)
         if seed_ptr is not None:
             dprobs = tl.where(keep, dprobs, 0.0)
-        if BLOCK_N == ROWS:  # all keys are here, so delta is had without reading out
-            # Divided by the row's sum, which lse rounds away from 1: where one key has all the weight, dprobs and delta
-            # all but cancel, and the difference must not carry that rounding.
-            total = tl.sum(probs, 1)
-            delta = tl.sum(probs * dprobs, 1) / tl.where(total == 0.0, 1.0, total)
-            if delta_ptr is not None:
-                tl.store(delta_ptr + head64 * tokens + origin + row, delta, mask=live)
+        if BLOCK_N == ROWS:  # and delta is had without reading out
+            delta = tl.sum(probs * dprobs, 1)
+            if EXACT:  # what rounding left of a sum that should be 0
+                delta += tl.sum(probs * (dprobs - delta[:, None]), 1)
+            if stats_ptr is not None:
+                reference = top if EXACT else lse
+                store_stats(stats_ptr, tokens, head64, origin + row, live, delta, reference, inverse, HEADS, EXACT)
         dscores = (probs * (dprobs - delta[:, None])).to(q.dtype)
         dq = dot_keys(dscores, k, dq, GROUP, PRECISION)
         dk = dot_queries(dscores, q, GROUP, PRECISION) * factor
@@ -145,23 +158,23 @@ def backward_tile(
 @triton.jit(do_not_specialize=_INTEGERS, do_not_specialize_on_alignment=["order_ptr"])
 def backward_queries(
     do_ptr, q_ptr, k_ptr, v_ptr, o_ptr, lse_ptr, dq_ptr, stats_ptr, keep_ptr, cu_ptr, cumulative_ptr, order_ptr,
-    bias_ptr, key_mask_ptr, seed_ptr, tokens, batch, keep_row, do_head, q_head, k_head, v_head, o_head, dq_head,
-    bias_batch, bias_head, bias_query, bias_key, scale, scale_log2, keep_scale, threshold, site,
+    bias_ptr, key_mask_ptr, seed_ptr, tokens, batch, longest, keep_row,
+    do_head, q_head, k_head, v_head, o_head, dq_head,
+    bias_batch, bias_head, bias_query, bias_key, scale, score_scale, keep_scale, threshold, site,
     DO_TOKEN: tl.constexpr, Q_TOKEN: tl.constexpr, K_TOKEN: tl.constexpr, V_TOKEN: tl.constexpr, O_TOKEN: tl.constexpr,
     DQ_TOKEN: tl.constexpr, VECTOR: tl.constexpr,
     HEADS: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    PRECISION: tl.constexpr,
+    PRECISION: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     """dq of BLOCK_M query rows, walking the keys.
 
-    Leaves what backward_keys needs of each row in ``stats`` [2, N, T]: delta = rowsum(dout * out), and lse as
-    :func:`load_lse` makes it.
+    Leaves what backward_keys needs of each row in ``stats`` [2 or 3, N, T]: delta = rowsum(dout * out), lse as
+    :func:`load_lse` makes it and, if EXACT, the inverse of the sum of the probabilities that it gives.
     """
     head = tl.program_id(0) % HEADS
     head64 = head.to(tl.int64)
     sequence, first = find_tile(tl.program_id(0) // HEADS, cumulative_ptr, order_ptr, batch, BLOCK_M)
-    start = tl.load(cu_ptr + sequence)
-    length = tl.load(cu_ptr + sequence + 1) - start
+    start, length = extent(sequence, cu_ptr, longest)
     if first >= length:
         return
     row = tl.arange(0, BLOCK_M)
@@ -174,9 +187,7 @@ def backward_queries(
     delta = tl.sum(o.to(tl.float32) * do.to(tl.float32), 1)
     if seed_ptr is not None:
         delta = without_scale(delta, keep_scale)
-    lse = load_lse(lse_ptr + head64 * tokens + token, row, live)
-    tl.store(stats_ptr + head64 * tokens + token + row, delta, mask=live)
-    tl.store(stats_ptr + (head64 + HEADS) * tokens + token + row, lse, mask=live)
+    lse = load_lse(lse_ptr + head64 * tokens + token, row, live, EXACT)
     k_base = head_base(k_ptr, start, head, k_head, K_TOKEN, VECTOR)
     v_base = head_base(v_ptr, start, head, v_head, V_TOKEN, VECTOR)
     if bias_ptr is not None:
@@ -188,6 +199,10 @@ def backward_queries(
             keep_base = keep_ptr + (head64 * tokens + token) * keep_row
 
     dq = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
+    if EXACT:
+        total = tl.zeros((BLOCK_M,), tl.float32)
+        rest = tl.zeros((BLOCK_M,), tl.float32)
+        mean_key = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
     for offset in tl.range(0, length, BLOCK_N):
         key_live = column < length - offset
         if key_mask_ptr is not None:
@@ -197,11 +212,12 @@ def backward_queries(
         scores = dot(q, tl.trans(k), tl.zeros((BLOCK_M, BLOCK_N), tl.float32), PRECISION)
         if key_mask_ptr is not None or offset + BLOCK_N > length:
             scores = tl.where(key_live[None, :], scores, float("-inf"))
-        scores *= scale_log2
+        scores *= score_scale
         if bias_ptr is not None:
             key_offset = (offset + column).to(tl.int64) * bias_key
-            scores += load_bias(bias_ptr, query_offset[:, None], key_offset[None, :], live[:, None] & key_live[None, :])
-        probs = tl.exp2(scores - lse[:, None])
+            mask = live[:, None] & key_live[None, :]
+            scores += load_bias(bias_ptr, query_offset[:, None], key_offset[None, :], mask, EXACT)
+        probs = exponential(scores, lse[:, None], EXACT)
         dprobs = dot(do, tl.trans(v), tl.zeros((BLOCK_M, BLOCK_N), tl.float32), PRECISION)
         if seed_ptr is not None:
             bits = keep_bits(seed, site, threshold, unit, offset, BLOCK_N)
@@ -210,10 +226,23 @@ def backward_queries(
             dprobs = tl.where(unpack_columns(bits), dprobs, 0.0)
         dscores = probs * (dprobs - delta[:, None])
         dq = dot(dscores.to(k.dtype), k, dq, PRECISION)
+        if EXACT:
+            total += tl.sum(probs, 1)
+            rest += tl.sum(dscores, 1)
+            mean_key = dot(probs, k, mean_key, PRECISION)
         k_base += BLOCK_N * K_TOKEN
         v_base += BLOCK_N * V_TOKEN
+    inverse = None
+    if EXACT:
+        # A row's dscores sum to 0. What they did sum to is the rounding of out and of delta, and where one key has all
+        # the weight, so that dprobs and delta cancel, it would be all there is.
+        inverse = inverse_sum(total)
+        rest = rest * inverse
+        delta += rest
+        dq = (dq - rest[:, None] * mean_key) * inverse[:, None]
     if seed_ptr is not None:
         dq = dq * keep_scale
+    store_stats(stats_ptr, tokens, head64, token + row, live, delta, lse, inverse, HEADS, EXACT)
     dq_base = head_base(dq_ptr, token, head, dq_head, DQ_TOKEN, VECTOR)
     store_rows(dq_base, row, live, dq * scale, DQ_TOKEN, D, BLOCK_D)
 
@@ -221,23 +250,22 @@ def backward_queries(
 @triton.jit(do_not_specialize=_INTEGERS, do_not_specialize_on_alignment=["order_ptr"])
 def backward_keys(
     do_ptr, q_ptr, k_ptr, v_ptr, stats_ptr, keep_ptr, dk_ptr, dv_ptr, cu_ptr, cumulative_ptr, order_ptr, bias_ptr,
-    key_mask_ptr, seed_ptr, tokens, batch, keep_row, do_head, q_head, k_head, v_head, dk_head, dv_head,
-    bias_batch, bias_head, bias_query, bias_key, scale, scale_log2, keep_scale, threshold, site,
+    key_mask_ptr, seed_ptr, tokens, batch, longest, keep_row, do_head, q_head, k_head, v_head, dk_head, dv_head,
+    bias_batch, bias_head, bias_query, bias_key, scale, score_scale, keep_scale, threshold, site,
     DO_TOKEN: tl.constexpr, Q_TOKEN: tl.constexpr, K_TOKEN: tl.constexpr, V_TOKEN: tl.constexpr,
     DK_TOKEN: tl.constexpr, DV_TOKEN: tl.constexpr, VECTOR: tl.constexpr,
     HEADS: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    PRECISION: tl.constexpr,
+    PRECISION: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     """dk and dv of BLOCK_N keys, walking the queries with scores transposed.
 
-    A key that is not there or not seen has probabilities of exp2(0 - lse), which may be infinite: they stay within its
+    A key that is not there or not seen has probabilities of exp(0 - lse), which may be infinite: they stay within its
     own row, whose gradients are set to 0 at the end, so that the loop need not mask them.
     """
     head = tl.program_id(0) % HEADS
     head64 = head.to(tl.int64)
     sequence, first = find_tile(tl.program_id(0) // HEADS, cumulative_ptr, order_ptr, batch, BLOCK_N)
-    start = tl.load(cu_ptr + sequence)
-    length = tl.load(cu_ptr + sequence + 1) - start
+    start, length = extent(sequence, cu_ptr, longest)
     if first >= length:
         return
     row = tl.arange(0, BLOCK_M)
@@ -253,6 +281,7 @@ def backward_keys(
     do_base = head_base(do_ptr, start, head, do_head, DO_TOKEN, VECTOR)
     delta_base = stats_ptr + head64 * tokens + start
     lse_base = stats_ptr + (head64 + HEADS) * tokens + start
+    inverse_base = stats_ptr + (head64 + 2 * HEADS) * tokens + start
     if bias_ptr is not None:
         key_offset = head64 * bias_head + sequence.to(tl.int64) * bias_batch + (first + column).to(tl.int64) * bias_key
     if seed_ptr is not None:
@@ -270,12 +299,15 @@ def backward_keys(
         q = load_rows(q_base, row, row_live, Q_TOKEN, D, BLOCK_D)
         do = load_rows(do_base, row, row_live, DO_TOKEN, D, BLOCK_D)
         lse = tl.load(lse_base + row, mask=row_live, other=float("inf"))
-        scores = dot(k, tl.trans(q), tl.zeros((BLOCK_N, BLOCK_M), tl.float32), PRECISION) * scale_log2
+        scores = dot(k, tl.trans(q), tl.zeros((BLOCK_N, BLOCK_M), tl.float32), PRECISION) * score_scale
         if bias_ptr is not None:
             query_offset = (offset + row).to(tl.int64) * bias_query
             mask = row_live[None, :] & key_live[:, None]
-            scores += load_bias(bias_ptr, query_offset[None, :], key_offset[:, None], mask)
-        probs = tl.exp2(scores - lse[None, :])
+            scores += load_bias(bias_ptr, query_offset[None, :], key_offset[:, None], mask, EXACT)
+        probs = exponential(scores, lse[None, :], EXACT)
+        if EXACT:
+            probs = probs * tl.load(inverse_base + row, mask=row_live, other=0.0)[None, :]
+            inverse_base += BLOCK_M
         dprobs = dot(v, tl.trans(do), tl.zeros((BLOCK_N, BLOCK_M), tl.float32), PRECISION)
         if seed_ptr is not None:
             if keep_ptr is not None:
@@ -356,10 +388,12 @@ def attention_backward(
     dbias = None
     if call.tokens == 0 or call.heads == 0 or call.batch == 0:
         return dq, dk, dv, torch.zeros_like(bias) if need_dbias else None
-    kernels = plan(max_seqlen, call.head_dim, q.dtype, dropout=call.dropout, masked=call.masked).backward
+    with on_device(q):
+        kernels = plan(max_seqlen, call.head_dim, q.dtype, dropout=call.dropout, masked=call.masked).backward
     shared = {**call.arguments(), "scale": scale}
-    stats = torch.empty((2, *lse.shape), dtype=torch.float32, device=q.device) if len(kernels) > 1 else None
-    delta = torch.empty_like(lse) if need_dbias and stats is None else None if stats is None else stats[0]
+    stats = None
+    if len(kernels) > 1 or need_dbias:
+        stats = torch.empty((3 if call.exact else 2, *lse.shape), dtype=torch.float32, device=q.device)
     keep, keep_row = None, 0
     # two groups of 16 keys share its bytes
     packable = len(kernels) > 1 and all(chosen.blocks["BLOCK_N"] % 32 == 0 for chosen in kernels)
@@ -374,7 +408,7 @@ def attention_backward(
             launched = {**common, **shared, **chosen.blocks, **chosen.options}
             if chosen.kernel == "attention_backward_tile":
                 backward_tile[grid](
-                    o_ptr=out, lse_ptr=lse, dq_ptr=dq, dk_ptr=dk, dv_ptr=dv, delta_ptr=delta,
+                    o_ptr=out, lse_ptr=lse, dq_ptr=dq, dk_ptr=dk, dv_ptr=dv, stats_ptr=stats,
                     **strides(do=dout, q=q, k=k, v=v, o=out, dq=dq, dk=dk, dv=dv), **launched,
                 )  # fmt: skip
             elif chosen.kernel == "attention_backward_queries":
@@ -387,5 +421,5 @@ def attention_backward(
                     dk_ptr=dk, dv_ptr=dv, **between, **strides(do=dout, q=q, k=k, v=v, dk=dk, dv=dv), **launched
                 )
         if need_dbias:
-            dbias = bias_gradient(call, dout, q, k, v, lse, delta)
+            dbias = bias_gradient(call, dout, q, k, v, stats)
     return dq, dk, dv, dbias

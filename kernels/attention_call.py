@@ -13,6 +13,7 @@ from torch import Tensor
 from .common import LOG2E, dot_precision, dropout_scale, dropout_threshold, next_power_of_2
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+DROPOUT_KEYS = 65536  # a probability's index for dropout is (row * N + head) * 65536 + key
 
 
 def attention_schedule(cu_seqlens: Tensor) -> Tensor:
@@ -44,6 +45,7 @@ class Call:
     bias: Tensor | None
     key_mask: Tensor | None
     seed: Tensor | None
+    longest: int
     scale: float
     p: float
     site: int
@@ -51,6 +53,11 @@ class Call:
     @property
     def block_d(self) -> int:
         return max(16, next_power_of_2(self.head_dim))
+
+    @property
+    def exact(self) -> bool:
+        """Whether scores are kept in natural units, not those of exp2: see attention_tiles.exponential."""
+        return self.dtype == torch.float32
 
     @property
     def dropout(self) -> bool:
@@ -72,11 +79,12 @@ class Call:
         )  # fmt: skip
         return {
             "cu_ptr": self.cu_seqlens, "order_ptr": self.order, "bias_ptr": bias, "key_mask_ptr": self.key_mask,
-            "seed_ptr": self.seed, "tokens": self.tokens, "batch": self.batch,
+            "seed_ptr": self.seed, "tokens": self.tokens, "batch": self.batch, "longest": self.longest,
             "bias_batch": strides[0], "bias_head": strides[1], "bias_query": strides[2], "bias_key": strides[3],
-            "scale_log2": self.scale * LOG2E.value, "keep_scale": dropout_scale(self.p),
-            "threshold": dropout_threshold(self.p), "site": self.site,
-            "HEADS": self.heads, "D": self.head_dim, "BLOCK_D": self.block_d, "PRECISION": dot_precision(self.dtype),
+            "score_scale": self.scale if self.exact else self.scale * LOG2E.value,
+            "keep_scale": dropout_scale(self.p), "threshold": dropout_threshold(self.p), "site": self.site,
+            "HEADS": self.heads, "D": self.head_dim, "BLOCK_D": self.block_d,
+            "PRECISION": dot_precision(self.dtype), "EXACT": self.exact,
         }  # fmt: skip
 
 
@@ -115,7 +123,9 @@ def check_call(
     if cu_seqlens.dtype != torch.int32 or cu_seqlens.dim() != 1 or not cu_seqlens.is_contiguous():
         raise ValueError(f"cu_seqlens must be a contiguous int32 vector, not {cu_seqlens.dtype} {cu_seqlens.shape}")
     batch = cu_seqlens.numel() - 1
-    if scale <= 0:
+    if batch < 0:
+        raise ValueError("cu_seqlens must have B + 1 elements, not none")
+    if not scale > 0:
         raise ValueError(f"scale must be positive, not {scale}")
     if bias is not None:
         sizes = bias.shape
@@ -133,15 +143,23 @@ def check_call(
         key_mask = key_mask.contiguous().view(torch.uint8)
     if p > 0 and (seed is None or seed.dtype != torch.int64 or seed.numel() != 1):
         raise ValueError(f"seed must be an int64 tensor of one element where p > 0, not {seed}")
-    for name, tensor in (("cu_seqlens", cu_seqlens), ("bias", bias), ("key_mask", key_mask), ("schedule", schedule)):
+    if p > 0 and max_seqlen > DROPOUT_KEYS:
+        raise ValueError(f"max_seqlen must be at most {DROPOUT_KEYS} where p > 0, not {max_seqlen}")
+    here = {"cu_seqlens": cu_seqlens, "bias": bias, "key_mask": key_mask, "seed": seed, "schedule": schedule}
+    for name, tensor in here.items():
         if tensor is not None and tensor.device != q.device:
             raise ValueError(f"{name} must be on q's device {q.device}, not {tensor.device}")
-    if schedule is not None and (schedule.dtype != torch.int32 or schedule.shape != (2, batch + 1)):
-        raise ValueError(f"schedule must come from attention_schedule, not be {schedule.dtype} {schedule.shape}")
+    if schedule is not None and (
+        schedule.dtype != torch.int32 or schedule.shape != (2, batch + 1) or schedule.stride(1) != 1
+    ):
+        raise ValueError(
+            f"schedule must come from attention_schedule, not be {schedule.dtype} {tuple(schedule.shape)} of strides "
+            f"{schedule.stride()}"
+        )
     return Call(
         tokens=tokens, batch=batch, heads=heads, head_dim=head_dim, dtype=q.dtype, cu_seqlens=cu_seqlens,
         cumulative=cu_seqlens if schedule is None else schedule[0], order=None if schedule is None else schedule[1],
-        bias=bias, key_mask=key_mask, seed=seed if p > 0 else None, scale=scale, p=p, site=site,
+        bias=bias, key_mask=key_mask, seed=seed if p > 0 else None, longest=max_seqlen, scale=scale, p=p, site=site,
     )  # fmt: skip
 
 

@@ -80,7 +80,8 @@ def _plan(max_seqlen: int, block_d: int, itemsize: int, dropout: bool, masked: b
         rows = max(slot, parameters["ROWS"])
         blocks = {"SLOT": slot, "GROUP": rows // slot}
         if "BLOCK_N" in parameters:
-            blocks["BLOCK_N"] = rows if rows > slot else min(rows, parameters["BLOCK_N"])
+            # all keys at once where sequences share a tile, and in float32, whose backward needs the sums of its rows
+            blocks["BLOCK_N"] = rows if rows > slot or itemsize == 4 else min(rows, parameters["BLOCK_N"])
         return kernel(name, blocks, parameters)
 
     def tiled(name: str) -> KernelPlan:
@@ -105,18 +106,19 @@ def _predict(
     m = blocks["SLOT"] * blocks["GROUP"] if "GROUP" in blocks else blocks["BLOCK_M"]
     n = blocks.get("BLOCK_N", m)
     whole = "GROUP" in blocks and n == m
+    columns = blocks["SLOT"] if blocks.get("GROUP", 1) > 1 else n  # of scores: each sequence of a group has its own
     if kernel.startswith("attention_forward"):
         rows = m + 2 * n * (1 if whole else stages)  # q, then k and v
-        scores, outputs = m * n, m * d
+        scores, outputs = m * columns, m * d
     elif kernel == "attention_backward_keys":
         rows = 2 * n + 2 * m * stages  # k and v, then q and dout
         scores, outputs = 2 * m * n, 2 * n * d
     else:
         rows = 2 * m + 2 * n * (1 if whole else stages)  # q and dout, then k and v
-        scores, outputs = 2 * m * n, m * d
+        scores, outputs = 2 * m * columns, m * d
     shared = rows * d * itemsize
     if kernel == "attention_backward_tile":
-        shared += m * n * itemsize  # probabilities, then their gradient, as an operand
+        shared += m * columns * itemsize  # probabilities, then their gradient, as an operand
     if kernel == "attention_backward_queries" and dropout:
         shared += m * n * 4  # what dropout kept, on its way to memory
     return {"shared_bytes": shared, "accumulators": (scores + outputs) // (32 * options["num_warps"])}

@@ -8,7 +8,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .common import LOG2E, dot
+from .common import LN2, LOG2E, dot
 
 
 @triton.jit
@@ -36,7 +36,7 @@ def find_tile(slot, cumulative_ptr, order_ptr, batch, BLOCK: tl.constexpr):
 @triton.jit
 def head_base(ptr, start, head, HEAD, TOKEN: tl.constexpr, VECTOR: tl.constexpr):
     """Where one head of row ``start`` begins. HEAD comes divided by VECTOR: the product is then known to be aligned."""
-    return ptr + start.to(tl.int64) * TOKEN + head.to(tl.int64) * (HEAD * VECTOR)
+    return ptr + start.to(tl.int64) * TOKEN + head.to(tl.int64) * HEAD * VECTOR
 
 
 @triton.jit
@@ -69,16 +69,59 @@ def store_rows(base, row, live, value, TOKEN: tl.constexpr, D: tl.constexpr, BLO
     tl.store(base + tile_offsets(row, TOKEN, BLOCK_D), value, mask=tile_mask(live, D, BLOCK_D))
 
 
+# A 16-bit kernel keeps scores in log2 units: scale, subtraction and exp2 are then two instructions an element. EXACT,
+# which float32 asks for, keeps them in natural units and rounds where eager PyTorch does, no score times log2(e). lse,
+# one float32, is still rounded by up to 2**-24 of itself, which no probability of its row escapes: EXACT backwards
+# divide by the sum of the probabilities that they recompute.
+
+
 @triton.jit
-def load_lse(base, row, live):
-    """lse in log2 units; +inf for dead rows and rows that saw no key, so that their probabilities come out as 0."""
+def exponential(scores, reference, EXACT: tl.constexpr):
+    """exp(scores - reference), both in the kernel's units."""
+    power = scores - reference
+    if EXACT:
+        power = power * LOG2E
+    return tl.exp2(power)
+
+
+@triton.jit
+def natural_lse(top, total, EXACT: tl.constexpr):
+    """top + log(total), top in the kernel's units, as a natural logarithm; -inf for a row that saw no key."""
+    log = tl.log2(tl.where(total == 0.0, 1.0, total))
+    lse = top + log * LN2 if EXACT else (top + log) * LN2
+    return tl.where(total == 0.0, float("-inf"), lse)
+
+
+@triton.jit
+def load_lse(base, row, live, EXACT: tl.constexpr):
+    """lse in the kernel's units; +inf for dead rows and rows that saw no key: their probabilities come out as 0."""
     lse = tl.load(base + row, mask=live, other=float("inf"))
-    return tl.where(lse == float("-inf"), float("inf"), lse * LOG2E)
+    lse = tl.where(lse == float("-inf"), float("inf"), lse)
+    if not EXACT:
+        lse = lse * LOG2E
+    return lse
 
 
 @triton.jit
-def load_bias(base, query_offset, key_offset, mask):
-    """Additive bias in log2 units. query_offset, key_offset: int64 offsets that broadcast to the tile of scores.
+def inverse_sum(total):
+    """1 / total, and 1 for a row that saw no key."""
+    return 1.0 / tl.where(total == 0.0, 1.0, total)
+
+
+@triton.jit
+def store_stats(base, tokens, head64, row, live, delta, lse, inverse, HEADS: tl.constexpr, EXACT: tl.constexpr):
+    """Leaves delta, lse and, if EXACT, the inverse sum of rows ``row`` in ``stats`` [2 or 3, N, T]."""
+    place = base + head64 * tokens + row
+    plane = tokens.to(tl.int64) * HEADS
+    tl.store(place, delta, mask=live)
+    tl.store(place + plane, lse, mask=live)
+    if EXACT:
+        tl.store(place + 2 * plane, inverse, mask=live)
+
+
+@triton.jit
+def load_bias(base, query_offset, key_offset, mask, EXACT: tl.constexpr):
+    """Additive bias in the kernel's units. query_offset, key_offset: int64 that broadcast to the tile of scores.
 
     Anything at or below half the dtype's lowest number hides, as in scaled_masked_softmax: masks are written with
     -inf, with the lowest number, and with sums of the two; a row of either sees no key.
@@ -91,7 +134,10 @@ def load_bias(base, query_offset, key_offset, mask):
     else:
         hidden = -1.7014117331926443e38
     bias = bias.to(tl.float32)
-    return tl.where(bias <= hidden, float("-inf"), bias * LOG2E)
+    bias = tl.where(bias <= hidden, float("-inf"), bias)
+    if not EXACT:
+        bias = bias * LOG2E
+    return bias
 
 
 @triton.jit
@@ -219,7 +265,16 @@ def unpack_rows(packed):
 
 
 @triton.jit
-def whole_sequences(index, item, batch, cu_ptr, order_ptr, SLOT: tl.constexpr, GROUP: tl.constexpr):
+def extent(sequence, cu_ptr, longest, real=None):
+    """A sequence's first packed row and its length, at most ``longest``: what lies beyond has no place in a bias or in
+    dropout's bits, and no program in some plans, so that it is not touched in any."""
+    start = tl.load(cu_ptr + sequence, mask=real, other=None if real is None else 0)
+    end = tl.load(cu_ptr + sequence + 1, mask=real, other=None if real is None else 0)
+    return start, tl.minimum(end - start, longest)
+
+
+@triton.jit
+def whole_sequences(index, item, batch, longest, cu_ptr, order_ptr, SLOT: tl.constexpr, GROUP: tl.constexpr):
     """Rows ``index`` of a tile that holds GROUP sequences, SLOT rows each: (origin, row, position, length, sequence).
 
     Each is packed row origin + row and its sequence's position, real where position < length. For GROUP = 1 origin,
@@ -229,8 +284,7 @@ def whole_sequences(index, item, batch, cu_ptr, order_ptr, SLOT: tl.constexpr, G
         sequence = item
         if order_ptr is not None:
             sequence = tl.load(order_ptr + item)
-        origin = tl.load(cu_ptr + sequence)
-        length = tl.load(cu_ptr + sequence + 1) - origin
+        origin, length = extent(sequence, cu_ptr, longest)
         position = index
         row = index
     else:
@@ -238,8 +292,7 @@ def whole_sequences(index, item, batch, cu_ptr, order_ptr, SLOT: tl.constexpr, G
         real = sequence < batch
         if order_ptr is not None:
             sequence = tl.load(order_ptr + sequence, mask=real, other=0)
-        start = tl.load(cu_ptr + sequence, mask=real, other=0)
-        length = tl.load(cu_ptr + sequence + 1, mask=real, other=0) - start
+        start, length = extent(sequence, cu_ptr, longest, real)
         position = index % SLOT
         origin = item * 0
         row = (start + position).to(tl.int64)

@@ -175,8 +175,9 @@ def row_plan(hidden: int, itemsize: int, values: int, num_warps: int = 4) -> Row
 def dot(a, b, acc, PRECISION: tl.constexpr):
     """acc + a @ b in float32. PRECISION comes from :func:`dot_precision`."""
     if INTERPRETING:
-        # numpy would multiply 16-bit operands in 16 bits (and bfloat16 as integers)
-        out = acc + tl.dot(a.to(tl.float32), b.to(tl.float32), input_precision="ieee")
+        # numpy would multiply 16-bit operands in 16 bits (and bfloat16 as integers), and in 32 its BLAS would sum in an
+        # order that depends on a row's place in its tile, where a GPU gives the same rows the same bits
+        out = acc + tl.dot(a.to(tl.float64), b.to(tl.float64)).to(tl.float32)
     else:
         out = tl.dot(a, b, acc, input_precision=PRECISION)
     return out

@@ -1,5 +1,6 @@
 """The attention kernels against float64, the reference's dropout, and what must not happen."""
 
+import contextlib
 import dataclasses
 import itertools
 import math
@@ -151,6 +152,58 @@ def test_max_seqlen_may_be_far_above(device):
     problem(device, torch.float16, [9, 30], max_seqlen=100, p=0.2).check()
 
 
+@pytest.mark.parametrize("p", [0.0, 0.1])
+@pytest.mark.parametrize("length", [30, 100, 256])
+def test_a_longer_sequence_than_max_seqlen_is_cut(device, length, p):
+    """Its first rows attend to each other; the others, their bias and their dropout bits are not touched."""
+    case = problem(device, torch.float16, [length + 20, 9], heads=1, bias=(1, 1), p=p, fused=False)
+    case.options["bias"] = case.options["bias"][..., :length, :length].contiguous()
+    case.max_seqlen = length
+    long = case.kernels()
+    kept = torch.cat([torch.arange(length), torch.arange(length + 20, length + 29)]).to(device)
+    short = problem(device, torch.float16, [length, 9], heads=1, fused=False)
+    for name in ("q", "k", "v", "dout"):
+        setattr(short, name, getattr(case, name)[kept])
+    short.options = {**case.options, "p": 0.0}
+    assert torch.isnan(long[0][length : length + 20]).all()
+    if p == 0:  # with dropout the rows' numbers decide what is kept
+        for cut, whole in zip(long, short.kernels(), strict=True):
+            cut = cut if cut.dim() == 4 else cut[:, kept] if cut.dim() == 2 else cut[kept]
+            torch.testing.assert_close(cut, whole, rtol=0, atol=0)
+    else:
+        assert all(torch.isfinite(result[kept]).all() for result in (long[0], *long[2:5]))
+        assert torch.isfinite(long[5]).all()
+
+
+@pytest.mark.parametrize(
+    ("precision", "length", "sharpness", "p"),
+    [
+        *itertools.product((torch.float32,), (30, 256, 512), (3.0, 6.0), (0.0,)),
+        (torch.float32, 200, 4.0, 0.3),
+        *itertools.product((torch.float16,), (30, 256, 512), (3.0,), (0.0,)),
+    ],
+)
+def test_saturated_softmax(device, precision, length, sharpness, p):
+    """Every query loves one key: dprobs and delta cancel, and the gradient is what rounding must not add to."""
+    case = problem(device, precision, [length], heads=1, p=p, fused=False)
+    case.q.copy_(case.k * sharpness)
+    case.check()
+
+
+@pytest.mark.parametrize("length", [30, 200])
+@pytest.mark.parametrize("kind", ["scores", "bias"])
+def test_what_all_scores_share_costs_no_digits(device, length, kind):
+    """float32: softmax of large scores close to each other, which are exact, is as exact as that of small ones."""
+    case = problem(device, torch.float32, [length], heads=1, bias=(1, 1) if kind == "bias" else None, fused=False)
+    for x in (case.q, case.k):
+        x.copy_(torch.randint(-2, 3, x.shape))
+    if kind == "bias":
+        case.options["bias"] = (8 * case.options["bias"]).round() / 8 + 500
+    else:
+        case.q[..., 0] = case.k[..., 0] = 64
+    case.check()
+
+
 def test_lse_is_the_natural_logarithm_of_the_denominator(device):
     case = problem(device, torch.float32, [7, 0, 20], heads=1)
     _, lse, *_ = case.kernels()
@@ -199,6 +252,28 @@ def test_rows_beyond_the_last_sequence_are_left_alone(device):
     out, *_ = case.kernels()
     assert torch.isfinite(out[:26]).all()
     assert torch.isnan(out[26:]).all()
+
+
+def test_the_plan_is_that_of_the_tensors_gpu(device, monkeypatch):
+    """Of several GPUs the current one need not be the tensors'."""
+    from bert_fast.kernels import attention, attention_backward, launch
+
+    inside = []
+
+    @contextlib.contextmanager
+    def on_device(tensor):
+        inside.append(tensor)
+        yield
+        inside.pop()
+
+    def architecture():
+        assert inside, "asked outside of on_device"
+        return 0
+
+    monkeypatch.setattr(attention, "on_device", on_device)
+    monkeypatch.setattr(attention_backward, "on_device", on_device)
+    monkeypatch.setattr(launch, "architecture", architecture)
+    problem(device, torch.float16, [5], bias=(1, 1)).kernels()
 
 
 # --- edges ---
@@ -403,7 +478,7 @@ def test_every_call_has_a_plan(capability, head_dim):
         chosen = plan(length, head_dim, dtype, dropout=dropout, masked=masked, capability=capability)
         for kernel in (chosen.forward, *chosen.backward):
             assert kernel.options["num_warps"] in (1, 2, 4, 8)
-            assert kernel.predicted["shared_bytes"] > 0
+            assert 0 < kernel.predicted["shared_bytes"] <= (101376 if capability in (80, 86, 89, 120) else 232448)
 
 
 # --- bad input ---
@@ -425,6 +500,11 @@ def test_every_call_has_a_plan(capability, head_dim):
         ("seed", lambda a: a.update(p=0.1)),
         ("p", lambda a: a.update(p=1.5, seed=torch.tensor([1]))),
         ("schedule", lambda a: a.update(schedule=torch.zeros(2, 9, dtype=torch.int32))),
+        ("schedule", lambda a: a.update(schedule=torch.zeros(3, 2, dtype=torch.int32).T)),
+        ("cu_seqlens", lambda a: a.update(cu_seqlens=torch.zeros(0, dtype=torch.int32))),
+        ("scale", lambda a: a.update(scale=math.nan)),
+        ("seed", lambda a: a.update(p=0.1, seed=torch.zeros(1, dtype=torch.int64, device="meta"))),
+        ("max_seqlen", lambda a: a.update(p=0.1, seed=torch.tensor([1]), max_seqlen=65537)),
     ],
 )
 def test_bad_input_is_named(name, change):

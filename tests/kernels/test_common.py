@@ -11,6 +11,7 @@ import triton.language as tl  # noqa: E402
 
 from bert_fast import reference  # noqa: E402
 from bert_fast.kernels import common  # noqa: E402
+from bert_fast.kernels.attention_tiles import head_base  # noqa: E402
 
 M32 = 2**32 - 1
 
@@ -237,3 +238,15 @@ def test_rows_are_copied_only_if_their_elements_are_apart():
 def test_float64_is_refused_by_name():
     with pytest.raises(TypeError, match="weight must be float32, float16 or bfloat16 .* not torch.float64"):
         common.require_kernel_dtype("weight", torch.zeros(1, dtype=torch.float64))
+
+
+@triton.jit(do_not_specialize=["start", "head", "stride"])
+def _head_base_kernel(ptr, out, start, head, stride, TOKEN: tl.constexpr, VECTOR: tl.constexpr):
+    tl.store(out, head_base(ptr, start, head, stride, TOKEN, VECTOR).to(tl.int64) - ptr.to(tl.int64))
+
+
+def test_heads_far_apart_in_memory():
+    """A head stride arrives divided by 8, in an int32 if it fits: the product must not be one."""
+    data, out = torch.zeros(16, device=DEVICE).half(), torch.zeros(1, dtype=torch.int64, device=DEVICE)
+    _head_base_kernel[(1,)](data, out, 3, 5, 2**29 + 1, 64, 8)
+    assert out.item() == 2 * (3 * 64 + 5 * 8 * (2**29 + 1))
