@@ -74,7 +74,7 @@ def run_case(op: str, case: Case, device: torch.device, dtype: torch.dtype) -> R
     """Runs one case; whatever goes wrong becomes the result's problem."""
     torch_state = torch.get_rng_state()
     torch.manual_seed(0)
-    name = op.partition(" ")[0]
+    name = op.partition(" ")[0].removesuffix("_joined")
     before = backend.decisions().get(name)
     began = time.perf_counter()
     error, problem = None, None
@@ -154,6 +154,10 @@ def _cu_seqlens() -> Tensor:
 def _attention_inputs() -> dict[str, Tensor]:
     shape = (sum(LENGTHS), HEADS, HEAD_DIM)
     return {"q": _randn(*shape), "k": _randn(*shape), "v": _randn(*shape), "cu_seqlens": _cu_seqlens()}
+
+
+def _joined_attention_inputs() -> dict[str, Tensor]:
+    return {"qkv": _randn(sum(LENGTHS), 3, HEADS, HEAD_DIM), "cu_seqlens": _cu_seqlens()}
 
 
 def _norm_inputs() -> dict[str, Tensor]:
@@ -274,6 +278,12 @@ CASES = {
         terms=HEAD_DIM,
         gradients=False,
         cpu_only=True,
+    ),
+    "attention_joined": Case(
+        _joined_attention_inputs,
+        lambda **x: ops.attention_joined(**x, max_seqlen=max(LENGTHS)),
+        lambda qkv, cu_seqlens: reference.attention(*qkv.unbind(1), cu_seqlens, max(LENGTHS)),
+        terms=HEAD_DIM,
     ),
     "dropout_add_layer_norm": Case(
         _norm_inputs,
