@@ -111,7 +111,7 @@ def trace(layer, *, grad=True):
     """The lines of a layer's forward, and of its backward if there is one."""
     batch = PackedBatch.from_sequences([[1] * 12, [2], [3] * 16]).to(DEVICE)
     with use_backend("triton"):
-        layout = layout_of_packed(batch).prepared_for(x := randn(T, H), layer.training)
+        layout = layout_of_packed(batch).with_seed(layer.training).prepared_for(x := randn(T, H))
         with torch.set_grad_enabled(grad):
             x = x.requires_grad_(grad)
             with Trace() as forward:
