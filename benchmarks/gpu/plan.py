@@ -67,6 +67,7 @@ KERNELS = (
     "gelu_layer_norm",
     "layer_norm",
     "cross_entropy",
+    "linear_cross_entropy",
     "lamb",
     "adamw",
     "unpad",

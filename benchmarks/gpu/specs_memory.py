@@ -89,7 +89,7 @@ def cross_entropy(context: Context, p: float) -> Spec:
         return liger_cross_entropy(t["logits"], t["labels"])
 
     def costs(t: Tensors) -> dict[str, Cost]:
-        # The logits read once and their gradient written once, in their place if it can be.
+        # The logits read once and their gradient written once; 9,830 x 30,522 in bfloat16: 279 us at 4.3 TB/s.
         return {"step": Cost(2 * t["logits"].numel() * t["logits"].element_size())}
 
     providers = (
@@ -99,6 +99,46 @@ def cross_entropy(context: Context, p: float) -> Spec:
         Provider("liger", liger, missing=missing("liger_kernel")),
     )
     return Spec("cross_entropy", make, eager, providers, costs, ("logits",))
+
+
+def linear_cross_entropy(context: Context, p: float) -> Spec:
+    """The decoder's product and the loss together: bounded by its three products; what differs is the memory."""
+
+    def make(tokens: int, seed: int) -> Tensors:
+        sizes, generator = context.sizes, context.generator(seed)
+        rows = sizes.loss_rows if tokens == sizes.tokens else min(512, sizes.loss_rows)
+
+        def randn(*shape: int) -> Tensor:
+            return torch.randn(shape, generator=generator, device=context.device).to(context.dtype)
+
+        labels = torch.randint(sizes.vocabulary, (rows,), generator=generator, device=context.device)
+        weight = randn(sizes.vocabulary, sizes.hidden) / 16
+        return {"hidden": randn(rows, sizes.hidden), "weight": weight, "bias": randn(sizes.vocabulary), "labels": labels}
+
+    def ours(t: Tensors, p: float) -> Tensor:
+        with context.ours():
+            return ops.linear_cross_entropy(t["hidden"], t["weight"], t["bias"], t["labels"], drop_ignored=False)
+
+    def eager(t: Tensors, p: float) -> Tensor:
+        return F.cross_entropy(F.linear(t["hidden"], t["weight"], t["bias"]), t["labels"])
+
+    def liger(t: Tensors, p: float) -> Tensor:
+        from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
+
+        return liger_fused_linear_cross_entropy(t["hidden"], t["weight"], t["labels"], t["bias"])
+
+    def costs(t: Tensors) -> dict[str, Cost]:
+        (rows, hidden), classes, size = t["hidden"].shape, len(t["weight"]), t["hidden"].element_size()
+        return {"step": Cost(2 * size * hidden * (rows + classes), 6 * rows * hidden * classes)}
+
+    providers = (
+        Provider("bert_fast", ours),
+        Provider("eager", eager),
+        Provider("torch.compile", context.compiled(eager)),
+        Provider("liger", liger, missing=missing("liger_kernel")),
+    )
+    leaves = ("hidden", "weight", "bias")
+    return Spec("linear_cross_entropy", make, eager, providers, costs, leaves, terms=context.sizes.vocabulary)
 
 
 def unpad(context: Context, p: float) -> Spec:
@@ -194,6 +234,7 @@ def pooling(context: Context, mode: str) -> Spec:
 SPECS = {
     "embedding_layer_norm": embedding_layer_norm,
     "cross_entropy": cross_entropy,
+    "linear_cross_entropy": linear_cross_entropy,
     "unpad": unpad,
     "unpad_rows": partial(_padding, leave=True),
     "pad_rows": partial(_padding, leave=False),

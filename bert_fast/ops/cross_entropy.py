@@ -31,7 +31,7 @@ class LossRule:
 def kernel_runs(logits: Tensor) -> bool:
     """Whether the extension's kernel serves rows like ``logits [R, V]`` now."""
     against = dtype_reasons(logits=logits)
-    if torch._C._functorch.is_functorch_wrapped_tensor(logits):
+    if not torch.compiler.is_compiling() and torch._C._functorch.is_functorch_wrapped_tensor(logits):
         against.append("the logits are inside torch.func")
     return backend.runs("cross_entropy", "cuda", logits.device, tuple(against))
 
@@ -187,13 +187,15 @@ class FusedCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, labels: Tensor, rule: LossRule, reduction: str, on_kernel: bool) -> Tensor:
+    def forward(
+        ctx: Any, logits: Tensor, labels: Tensor, rule: LossRule, reduction: str, on_kernel: bool, with_grad: bool
+    ) -> Tensor:
         logits = with_unit_columns(logits)
         dtype = torch.promote_types(logits.dtype, torch.float32)
         losses = torch.empty(logits.shape[0], dtype=dtype, device=logits.device)
         statistics = torch.empty(logits.shape[0], 2, dtype=dtype, device=logits.device)
         inverse = inverse_count(labels, rule.ignore_index, dtype, on_kernel) if reduction == "mean" else None
-        grad = gradient_like(logits) if ctx.needs_input_grad[0] else None
+        grad = gradient_like(logits) if with_grad else None
         outputs = {"losses": losses, "statistics": statistics, "grad": grad}
         write_rows(logits, labels, rule, on_kernel=on_kernel, inverse_count=inverse, **outputs)
         ctx.save_for_backward(logits, labels, statistics, inverse)
@@ -217,7 +219,13 @@ class FusedCrossEntropy(torch.autograd.Function):
             grad=grad,
             skip_ones=held is not None,
         )
-        return grad, None, None, None, None
+        return grad, *[None] * 5
+
+
+def fused_cross_entropy(logits: Tensor, labels: Tensor, rule: LossRule, reduction: str, on_kernel: bool) -> Tensor:
+    """Loss of ``logits [R, V]`` and int64 ``labels [R]``, a scalar or ``[R]``; see :class:`FusedCrossEntropy`."""
+    with_grad = torch.is_grad_enabled() and logits.requires_grad
+    return FusedCrossEntropy.apply(logits, labels, rule, reduction, on_kernel, with_grad)
 
 
 # What torch.compile traces: no gradient before its upstream is known, and nothing that is changed in place.

@@ -153,7 +153,7 @@ def _run_chunks(
             rule,
             on_kernel=on_kernel,
             losses=None if losses is None else losses[here],
-            grad=logits if any_gradient else None,
+            grad=logits if any_gradient or not on_kernel else None,  # PyTorch's ops work in its place
             upstream=None if upstream is None else upstream[here],
             factor=_factor(hidden),
         )

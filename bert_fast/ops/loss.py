@@ -5,7 +5,7 @@ from torch import Tensor
 
 from bert_fast import reference
 from bert_fast.ops import id_checks
-from bert_fast.ops.cross_entropy import FusedCrossEntropy, LossRule, kernel_runs, row_losses
+from bert_fast.ops.cross_entropy import LossRule, fused_cross_entropy, kernel_runs, row_losses
 
 REDUCTIONS = ("mean", "sum", "none")
 
@@ -47,7 +47,7 @@ def cross_entropy(
             return losses
         return losses.sum() / ((labels != ignore_index).sum().clamp(min=1) if reduction == "mean" else 1)
     if on_kernel:
-        return FusedCrossEntropy.apply(logits, labels, rule, reduction, True)
+        return fused_cross_entropy(logits, labels, rule, reduction, True)
     if not torch.compiler.is_compiling():
         labels = id_checks.checked_labels(labels, logits.shape[-1], ignore_index)
     options = {"label_smoothing": label_smoothing, "z_loss": z_loss, "reduction": reduction}

@@ -1,5 +1,7 @@
 """Labels of every kind: which loss they mean, which of them count, and that reading one never changes its number."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -158,6 +160,76 @@ def test_labels_of_hidden_positions_do_not_change_other_positions():
     with_labels = model(**batch(mask), **labels_of("BertForTokenClassification")).logits
     without = model(**batch(mask)).logits
     assert torch.allclose(with_labels, without, rtol=0, atol=2e-5)
+
+
+# Losses without logits
+
+
+@pytest.mark.parametrize("padded", ["no_mask", "right", "holes"])
+@pytest.mark.parametrize("name", ["BertForMaskedLM", "BertForPreTraining"])
+def test_the_loss_without_logits_is_the_loss_with_them(name, padded):
+    arguments = {**batch(padding(padded)), **labels_of(name)}
+    results = []
+    for options in ({}, {"return_logits": False}):
+        model = ours(name).train()
+        output = model(**arguments, **options)
+        output.loss.backward()
+        results.append((output, dict(model.named_parameters())))
+    (want, expected), (got, found) = results
+    vocabulary = "logits" if name == "BertForMaskedLM" else "prediction_logits"
+    assert set(want) - set(got) == {vocabulary}
+    assert got.loss.item() == pytest.approx(want.loss.item(), rel=1e-6)
+    for key, parameter in found.items():
+        assert torch.allclose(parameter.grad, expected[key].grad, rtol=1e-4, atol=1e-6), key
+
+
+def test_without_logits_a_replaced_decoder_is_called_and_not_read():
+    model = ours("BertForMaskedLM")
+    plain = model(**batch(), **labels_of("BertForMaskedLM"), return_logits=False).loss
+    model.cls.predictions.decoder.register_forward_hook(lambda module, args, out: out * 0)
+    changed = model(**batch(), **labels_of("BertForMaskedLM"), return_logits=False).loss
+    assert changed.item() == pytest.approx(math.log(101), rel=1e-6) and plain != changed
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_without_logits_nothing_but_ignored_labels_gives_0_and_zero_gradients(dtype):
+    model = ours("BertForMaskedLM").to(dtype).train()
+    loss = model(**batch(), **ALL_IGNORED["BertForMaskedLM"], return_logits=False).loss
+    loss.backward()
+    assert loss == 0
+    assert all((p.grad == 0).all() for p in model.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_without_logits_inference_gives_the_loss_too(dtype):
+    model = ours("BertForMaskedLM").to(dtype)
+    with torch.no_grad():
+        arguments = {**batch(padding("right")), **labels_of("BertForMaskedLM")}
+        want, got = (model(**arguments, return_logits=logits).loss for logits in (True, False))
+    assert got.item() == pytest.approx(want.item(), rel=1e-6 if dtype == torch.float32 else 1e-2)
+
+
+def test_without_logits_it_compiles_fullgraph():
+    torch._dynamo.reset()
+    model = ours("BertForMaskedLM", num_hidden_layers=1).train()
+    arguments = {**batch(padding("holes")), **labels_of("BertForMaskedLM"), "return_logits": False}
+    losses, gradients = [], []
+    for function in (model, torch.compile(model, backend="aot_eager", fullgraph=True)):
+        model.zero_grad()
+        losses.append(function(**arguments).loss)
+        losses[-1].backward()
+        gradients.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
+    assert torch.allclose(*losses, rtol=1e-5)
+    for got, want in zip(*gradients, strict=True):
+        assert torch.allclose(got, want, rtol=1e-3, atol=1e-5)
+
+
+def test_without_logits_and_without_labels_nothing_is_left():
+    with pytest.raises(ValueError, match="return_logits=False leaves nothing to return without labels"):
+        ours("BertForMaskedLM")(**batch(), return_logits=False)
+    with pytest.raises(ValueError, match="without next_sentence_label"):
+        labels = labels_of("BertForMaskedLM")
+        ours("BertForPreTraining")(**batch(), **labels, return_logits=False)
 
 
 # Question answering
