@@ -112,8 +112,8 @@ def linear_cross_entropy(context: Context, p: float) -> Spec:
             return torch.randn(shape, generator=generator, device=context.device).to(context.dtype)
 
         labels = torch.randint(sizes.vocabulary, (rows,), generator=generator, device=context.device)
-        weight = randn(sizes.vocabulary, sizes.hidden) / 16
-        return {"hidden": randn(rows, sizes.hidden), "weight": weight, "bias": randn(sizes.vocabulary), "labels": labels}
+        hidden, weight = randn(rows, sizes.hidden), randn(sizes.vocabulary, sizes.hidden) / 16
+        return {"hidden": hidden, "weight": weight, "bias": randn(sizes.vocabulary), "labels": labels}
 
     def ours(t: Tensors, p: float) -> Tensor:
         with context.ours():

@@ -101,7 +101,9 @@ def write_rows(
     )
 
 
-def _write_rows_in_torch(logits, labels, rule, losses, statistics, grad, known, upstream, inverse_count, factor) -> None:
+def _write_rows_in_torch(
+    logits, labels, rule, losses, statistics, grad, known, upstream, inverse_count, factor
+) -> None:
     dtype, classes = torch.promote_types(logits.dtype, torch.float32), logits.shape[1]
     smoothing = rule.label_smoothing
     kept = ((labels != rule.ignore_index) & (labels >= 0) & (labels < classes)).unsqueeze(1)
@@ -181,9 +183,9 @@ class FusedCrossEntropy(torch.autograd.Function):
     """Loss and gradient in one read of the logits: the forward pass writes the gradient for an upstream of 1.
 
     The backward pass has nothing left to do where the upstream is 1, as it is for a loss that training calls
-    ``backward()`` on; the device finds out, the host does not wait. Any other upstream makes the gradient anew, from the
-    logits and not by a product: in float16 most of a mean's gradient underflows before a gradient scaler's factor has
-    reached it. So does every further backward pass over the same graph.
+    ``backward()`` on; the device finds out, the host does not wait. Any other upstream makes the gradient anew, from
+    the logits and not by a product: in float16 most of a mean's gradient underflows before a gradient scaler's factor
+    has reached it. So does every further backward pass over the same graph.
     """
 
     @staticmethod

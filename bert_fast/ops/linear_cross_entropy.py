@@ -37,7 +37,7 @@ def linear_cross_entropy(
     drop_ignored: bool = True,
     chunk_bytes: int | None = None,
 ) -> Tensor:
-    """``cross_entropy(hidden @ weight.T + bias, labels)``, holding ``chunk_bytes`` of logits at most (one row at least).
+    """``cross_entropy(hidden @ weight.T + bias, labels)``, holding ``chunk_bytes`` of logits at most (or one row).
 
     Args:
         hidden: ``[R, H]``.
@@ -81,7 +81,7 @@ def labelled_rows(hidden: Tensor, labels: Tensor, ignore_index: int = -100) -> t
 
 
 def _check_operands(given: list[Tensor]) -> None:
-    names = {name: x for name, x in zip(("hidden", "weight", "bias"), given, strict=False)}
+    names = dict(zip(("hidden", "weight", "bias"), given, strict=False))
     hidden, weight = given[:2]
     if hidden.dim() != 2 or weight.dim() != 2 or hidden.shape[1] != weight.shape[1]:
         raise ValueError(

@@ -50,8 +50,9 @@ def cross_entropy(
         return fused_cross_entropy(logits, labels, rule, reduction, True)
     if not torch.compiler.is_compiling():
         labels = id_checks.checked_labels(labels, logits.shape[-1], ignore_index)
-    options = {"label_smoothing": label_smoothing, "z_loss": z_loss, "reduction": reduction}
-    return reference.cross_entropy(logits, labels, ignore_index, **options)
+    return reference.cross_entropy(
+        logits, labels, ignore_index, label_smoothing=label_smoothing, z_loss=z_loss, reduction=reduction
+    )
 
 
 def check_options(labels: Tensor, rows: int, label_smoothing: float, reduction: str) -> None:

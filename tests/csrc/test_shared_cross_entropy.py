@@ -26,7 +26,7 @@ def kinds(harness: ctypes.CDLL, classes: int, dtype: str) -> str:
 
 
 def run(harness, kind, logits, labels, *, smoothing=0.0, z_loss=0.0, scale=1.0, in_place=False, grad_offset=0):
-    """Losses, statistics and gradient; the gradient lies `grad_offset` elements past the logits' place in 16 bytes."""
+    """Losses, statistics and gradient, which lies `grad_offset` elements past the logits' place in 16 bytes."""
     rows, classes = logits.shape
     dtype = next(name for name, torch_name in DTYPES.items() if torch_name == logits.dtype)
     losses, statistics = torch.full((rows,), float("nan")), torch.full((rows, 2), float("nan"))
@@ -41,7 +41,8 @@ def run(harness, kind, logits, labels, *, smoothing=0.0, z_loss=0.0, scale=1.0, 
     harness.harness_cross_entropy(
         *(ctypes.c_char(name.encode()) for name in (kind, dtype)),
         *(pointer(logits), pointer(grad), ctypes.c_int64(logits.stride(0)), ctypes.c_int64(grad.stride(0))),
-        *(pointer(labels), ctypes.c_int64(rows), ctypes.c_int64(classes), *numbers, pointer(losses), pointer(statistics)),
+        *(pointer(labels), ctypes.c_int64(rows), ctypes.c_int64(classes), *numbers),
+        *(pointer(losses), pointer(statistics)),
     )
     if not in_place:
         rest = storage.clone()
@@ -93,7 +94,8 @@ def test_rows_may_start_anywhere_in_16_bytes(harness: ctypes.CDLL, stride: int, 
         logits, labels = make(2, 30522, dtype, offset=offset, stride=stride)
         plain = run(harness, "u", logits, labels)
         for got, want in zip(run(harness, kind, logits, labels), plain, strict=True):
-            assert torch.allclose(got.double(), want.double(), rtol=1e-2 if got.shape == logits.shape else 1e-5, atol=1e-7)
+            rtol = 1e-2 if got.shape == logits.shape else 1e-5
+            assert torch.allclose(got.double(), want.double(), rtol=rtol, atol=1e-7)
 
 
 @pytest.mark.parametrize("kind", [*HELD, "t", "u"])
@@ -106,7 +108,7 @@ def test_the_gradient_may_take_the_place_of_the_logits(harness: ctypes.CDLL, dty
 
 
 @pytest.mark.parametrize("dtype", list(DTYPES))
-def test_single_elements_serve_a_gradient_that_lies_otherwise_than_the_logits(harness: ctypes.CDLL, dtype: str) -> None:
+def test_single_elements_serve_a_gradient_that_lies_otherwise(harness: ctypes.CDLL, dtype: str) -> None:
     logits, labels = make(3, 301, dtype)
     want, got = (run(harness, "u", logits, labels, grad_offset=offset) for offset in (0, 1))
     assert torch.equal(got[2], want[2])

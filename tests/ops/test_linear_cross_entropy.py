@@ -75,7 +75,8 @@ def profiled(function):
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
         function()
     events = profiler.events()
-    return [e.self_cpu_memory_usage for e in events], sum(e.name in ("aten::mm", "aten::addmm", "aten::addmm_") for e in events)
+    products = sum(e.name in ("aten::mm", "aten::addmm", "aten::addmm_") for e in events)
+    return [e.self_cpu_memory_usage for e in events], products
 
 
 @pytest.mark.parametrize("grad", [True, False], ids=["training", "inference"])
@@ -174,7 +175,7 @@ def test_opcheck_and_compiled_fullgraph(reduction):
 def test_what_does_not_fit_is_named():
     given, labels = inputs()
     hidden, weight, bias = given.values()
-    with pytest.raises(ValueError, match=r"hidden must be \[R, H\] and weight \[V, H\], not \[40, 24\] and \[24, 301\]"):
+    with pytest.raises(ValueError, match=r"hidden must be \[R, H\] and .* not \[40, 24\] and \[24, 301\]"):
         ops.linear_cross_entropy(hidden, weight.t(), bias, labels)
     with pytest.raises(ValueError, match=r"bias must be \[V\] = \[301\], not \[300\]"):
         ops.linear_cross_entropy(hidden, weight, bias[:300], labels)
