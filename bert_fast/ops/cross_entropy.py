@@ -69,11 +69,12 @@ def write_rows(
     if not on_kernel:
         _write_rows_in_torch(logits, labels, rule, losses, statistics, grad, known, upstream, inverse_count, factor)
         return
+    labels = labels.contiguous()  # held until the launch: its address is all that the kernel gets
     address = {
         name: 0 if x is None else x.data_ptr()
         for name, x in {
             "logits": logits,
-            "labels": labels.contiguous(),
+            "labels": labels,
             "known": known,
             "upstream": upstream,
             "inverse_count": inverse_count,

@@ -18,7 +18,8 @@ from bert_fast.ops.loss import check_options
 # Bytes of logits that exist at once. On CPU they are to stay in its caches between the passes over them; on a GPU the
 # products are to be large.
 _CPU_CHUNK, _GPU_CHUNK = 2**24, 2**28
-# Rows of logits start at multiples of this many elements: what products with them need to run at full speed.
+# Rows of logits start at multiples of 16 bytes, which products with them need to run at full speed: where V does not
+# bring that about, at multiples of this many elements.
 _ROW_ALIGNMENT = 64
 # float16 would lose a probability below 6e-8. The largest sum over a row, 2 * this * |weight|, stays far from its end.
 _FLOAT16_FACTOR = 256.0
@@ -134,7 +135,8 @@ def _run_chunks(
     rows, classes = hidden.shape[0], weight.shape[0]
     if rows == 0:
         return
-    width = -(-classes // _ROW_ALIGNMENT) * _ROW_ALIGNMENT
+    aligned = classes * hidden.element_size() % 16 == 0
+    width = classes if aligned else -(-classes // _ROW_ALIGNMENT) * _ROW_ALIGNMENT
     chunks = -(-rows // max(1, chunk_bytes // (width * hidden.element_size())))
     size = -(-rows // chunks)
     buffer = torch.empty(size, width, dtype=hidden.dtype, device=hidden.device)[:, :classes]

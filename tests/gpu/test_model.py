@@ -70,6 +70,24 @@ def test_the_embedding_and_the_mask_run_on_the_extension_where_it_has_cuda():
     assert backend.decisions()["unpad"][0] == "cuda"
 
 
+@pytest.mark.parametrize("dtype", HALVES)
+def test_the_loss_without_logits_is_the_loss_with_them(dtype):
+    model = make_model("BertForMaskedLM", dtype=dtype).train()
+    batch = padded()
+    labels = batch["input_ids"].masked_fill(torch.rand(batch["input_ids"].shape, device=DEVICE) < 0.8, -100)
+    losses, gradients = [], []
+    for options in ({}, {"return_logits": False}):
+        model.zero_grad()
+        losses.append(model(**batch, labels=labels, **options).loss)
+        losses[-1].backward()
+        gradients.append({name: p.grad.float() for name, p in model.named_parameters() if p.grad is not None})
+    torch.testing.assert_close(*losses, rtol=2e-2, atol=0)
+    for name, want in gradients[0].items():
+        if not name.endswith("key.bias"):  # 0 in exact arithmetic
+            distance = (gradients[1][name] - want).norm() / want.norm().clamp(min=1e-12)
+            assert distance < 0.05, f"{name} is {distance:.3f} of its own length away"
+
+
 def test_padded_and_packed_agree_to_the_bit():
     model = make_model()
     with torch.no_grad():
