@@ -1,5 +1,3 @@
-#include <algorithm>
-
 #include "cuda/api.h"
 #include "cuda/launch.h"
 #include "host/checks.h"
@@ -10,8 +8,6 @@ namespace {
 
 constexpr int kSmallBlock = 128;
 constexpr int kSumThreads = 1024;
-// Enough blocks to fill any GPU where most rows have nothing to do, and few enough to be gone at once.
-constexpr int64_t kFewBlocks = 1024;
 
 template <int LANES>
 constexpr int kThreads = LANES < kSmallBlock ? kSmallBlock : LANES;
@@ -36,7 +32,6 @@ __device__ RowSums reduce_lanes(RowSums sums) {
     over_warp();
     if constexpr (LANES > 32) {
         __shared__ RowSums warps[32];
-        __syncthreads();  // the previous row's may still be read
         if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = sums;
         __syncthreads();
         const int warp = threadIdx.x % 32;
@@ -165,8 +160,8 @@ __global__ void __launch_bounds__(kSumThreads) sum_losses(const float* losses, i
 template <typename T, typename Part, int LANES, bool RESIDENT = true>
 void launch(const CrossEntropy& a, cudaStream_t stream) {
     constexpr int kRows = kThreads<LANES> / LANES;
-    const int64_t blocks = (a.rows + kRows - 1) / kRows;
-    const auto grid = static_cast<unsigned>(std::min<int64_t>(blocks, a.skip_ones ? kFewBlocks : INT32_MAX));
+    // A block for its rows and no loop over more: what a loop keeps would cost the row its registers.
+    const auto grid = static_cast<unsigned>((a.rows + kRows - 1) / kRows);
     cross_entropy_rows<T, Part, LANES, RESIDENT><<<grid, kThreads<LANES>, 0, stream>>>(a);
 }
 

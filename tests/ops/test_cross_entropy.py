@@ -194,6 +194,16 @@ def test_every_width_on_the_kernel(dtype, classes):
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("upstream", [1.0, -2.0])
+def test_every_one_of_many_rows_gets_its_upstream(upstream):
+    for classes in (5, 1500):
+        logits, labels = inputs(rows=20_000, classes=classes, device="cuda")
+        got, want = (run(f, logits, labels, upstream=upstream) for f in (ops.cross_entropy, reference.cross_entropy))
+        torch.testing.assert_close(got[0], want[0], rtol=1e-5, atol=0)
+        torch.testing.assert_close(got[1], want[1], rtol=1e-4, atol=1e-9)
+
+
+@pytest.mark.gpu
 @pytest.mark.parametrize("classes", [301, 30522, 250002])
 @pytest.mark.parametrize("dtype", HALVES_AND_FLOAT, ids=str)
 def test_in_place_it_is_the_same_to_the_bit_and_on_every_run(dtype, classes):
