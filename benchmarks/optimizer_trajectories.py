@@ -30,22 +30,6 @@ SHAPES = ((300, 64), (64, 64), (64,), (256, 64), (7, 5, 3), ())
 _BERT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
 
 
-class Loop:
-    """An authors' loop with the face of an optimizer; groups without decay are not adapted."""
-
-    def __init__(self, groups: list[dict], loop: Callable, limit: float = torch.inf, **settings: Any) -> None:
-        self.rows = [(p, g["weight_decay"], loops.zeros(p.detach())) for g in groups for p in g["params"]]
-        self.loop, self.limit, self.settings = loop, limit, settings
-
-    @torch.no_grad()
-    def step(self) -> None:
-        """Move every parameter."""
-        gradients = loops.clipped([p.grad for p, _, _ in self.rows], self.limit)
-        for (p, decay, state), g in zip(self.rows, gradients, strict=True):
-            adapt = {"adapt": decay != 0} if self.loop is loops.lamb else {}
-            p.copy_(self.loop(p.detach(), g, state, decay=decay, **adapt, **self.settings))
-
-
 def _timm(groups: list[dict], lr: float) -> Any:
     from timm.optim import Lamb as TimmLamb
 
@@ -56,23 +40,23 @@ def _timm(groups: list[dict], lr: float) -> Any:
 CONTENDERS: dict[str, tuple[Callable, dict[str, Callable]]] = {
     "Lamb, clipped": (
         lambda groups, lr: Lamb(groups, lr, max_grad_norm=1.0),
-        {"loop": lambda groups, lr: Loop(groups, loops.lamb, 1.0, lr=lr), "timm": _timm},
+        {"loop": lambda groups, lr: loops.LoopOptimizer(groups, loops.lamb, 1.0, lr=lr), "timm": _timm},
     ),
     "Lamb without bias correction": (
         lambda groups, lr: Lamb(groups, lr, bias_correction=False),
-        {"loop": lambda groups, lr: Loop(groups, loops.lamb, lr=lr, correct=False)},
+        {"loop": lambda groups, lr: loops.LoopOptimizer(groups, loops.lamb, lr=lr, correct=False)},
     ),
     "AdamW": (
         lambda groups, lr: AdamW(groups, lr),
         {
-            "loop": lambda groups, lr: Loop(groups, loops.adamw, lr=lr),
+            "loop": lambda groups, lr: loops.LoopOptimizer(groups, loops.adamw, lr=lr),
             "torch": lambda groups, lr: torch.optim.AdamW(groups, lr, foreach=False),
             "torch fused": lambda groups, lr: torch.optim.AdamW(groups, lr, fused=True),
         },
     ),
     "AdamW as BERT was trained": (
         lambda groups, lr: AdamW(groups, lr, eps=1e-6, bias_correction=False, max_grad_norm=1.0),
-        {"loop": lambda groups, lr: Loop(groups, loops.google_adam, 1.0, lr=lr)},
+        {"loop": lambda groups, lr: loops.LoopOptimizer(groups, loops.google_adam, 1.0, lr=lr)},
     ),
 }
 

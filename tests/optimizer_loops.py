@@ -50,3 +50,22 @@ def clipped(gradients, limit):
     """As ``clip_grad_norm_``: all gradients as one vector."""
     norm = sum(float((g.double() ** 2).sum()) for g in gradients) ** 0.5
     return [g * min(1.0, limit / (norm + 1e-6)) for g in gradients]
+
+
+class LoopOptimizer:
+    """One of the loops with the face of an optimizer, over groups of parameters; LAMB's adapts those that decay."""
+
+    def __init__(self, groups, loop, limit=torch.inf, **settings):
+        self.rows = [(p, g["weight_decay"], zeros(p.detach())) for g in groups for p in g["params"]]
+        self.loop, self.limit, self.settings = loop, limit, settings
+
+    @torch.no_grad()
+    def step(self):
+        gradients = clipped([p.grad for p, _, _ in self.rows], self.limit)
+        for (p, decay, state), g in zip(self.rows, gradients, strict=True):
+            adapt = {"adapt": decay != 0} if self.loop is lamb else {}
+            p.copy_(self.loop(p.detach(), g, state, decay=decay, **adapt, **self.settings))
+
+    def zero_grad(self):
+        for p, _, _ in self.rows:
+            p.grad = None

@@ -257,7 +257,7 @@ def _lamb(step: Callable[..., Any]) -> Callable[..., Tensor]:
         wide = torch.float64 if weight.dtype == torch.float64 else torch.float32
         moments = [torch.zeros_like(weight, dtype=wide) for _ in range(2)]
         count = torch.zeros((), device=weight.device)
-        tensors = reference_optim.AdamTensors(weight.clone(), grad, *moments, count)
+        tensors = reference_optim.AdamTensors(weight.clone(), grad, moments[0], moments[1], count)
         step([(rule, [tensors])], max_grad_norm=1.0)
         return tensors.param
 

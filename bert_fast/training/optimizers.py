@@ -128,13 +128,10 @@ class _MomentOptimizer(torch.optim.Optimizer):
             for handle in handles:
                 handle.remove()
 
-    def _restored(self, p: Tensor, saved: dict[str, Any]) -> dict[str, Any]:
-        state: dict[str, Any] = {**saved, **self._new_state(p)}
-        if "master" not in self._new_state(p):
-            state.pop("master", None)
-        for name in ("step", "exp_avg", "exp_avg_sq", "master"):
-            if name in saved and name in state:
-                state[name] = torch.empty_like(state[name]).copy_(torch.as_tensor(saved[name]))
+    def _restored(self, p: Tensor, saved: dict[str, Any]) -> dict[str, Tensor]:
+        state = self._new_state(p)
+        for name in state.keys() & saved.keys():
+            state[name].copy_(torch.as_tensor(saved[name]))
         return state
 
     def __getstate__(self) -> dict[str, Any]:

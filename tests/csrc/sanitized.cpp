@@ -11,6 +11,7 @@
 #include "host/packing.h"
 #include "host/pairing.h"
 #include "host/windows.h"
+#include "shared/optim_chunk.h"
 #include "shared/unpad.h"
 
 using namespace bert_fast;
@@ -144,6 +145,20 @@ int main() {
         for (int64_t i = 0; i < n; ++i) lengths[i] = below(3) == 0 ? INT64_MAX - below(3) : below(100);
         token_budget_batches(lengths.get(), n, below(2) == 0 ? INT64_MAX : 1 + below(200), below(5), order.get(),
                              offsets.get());
+
+        const int64_t numel = round % 100 == 0 ? kOptimizerChunk + below(9) : below(1100);
+        const std::unique_ptr<float[]> grad(new float[numel]()), param(new float[numel]()), square(new float[numel]());
+        const std::unique_ptr<BFloat16[]> average(new BFloat16[numel]());
+        const OptimizedTensor<float, BFloat16> tensor{grad.get(), param.get(), nullptr, average.get(), square.get()};
+        const AdamRule rule = make_rule(0.9, 0.999, 1e-6, 0.01, true, true, 0, 1);
+        const bool aligned = below(2) == 0;
+        for (int64_t chunk = 0; chunk * kOptimizerChunk < numel; ++chunk) {
+            for (int thread = 0; thread < 32; ++thread) {
+                const Share share = make_share(numel, chunk, thread, 32, aligned);
+                advance<false>(tensor, rule, bias_correction(rule, 1), 1, 0.1f, share);
+                apply(tensor, rule, bias_correction(rule, 1), 0.1f, share);
+            }
+        }
 
         const int64_t size = below(200);
         const std::unique_ptr<uint8_t[]> bytes(new uint8_t[size]);

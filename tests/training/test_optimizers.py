@@ -102,34 +102,15 @@ def losses_of(model, optimizer, steps):
     return found
 
 
-class LoopOptimizer:
-    """The authors' loop in place of an optimizer."""
-
-    def __init__(self, groups, loop, limit, **settings):
-        self.rows = [(p, g["weight_decay"], loops.zeros(p.detach())) for g in groups for p in g["params"]]
-        self.loop, self.limit, self.settings = loop, limit, settings
-
-    @torch.no_grad()
-    def step(self):
-        gradients = loops.clipped([p.grad for p, _, _ in self.rows], self.limit)
-        for (p, decay, state), g in zip(self.rows, gradients, strict=True):
-            adapt = {"adapt": decay != 0} if self.loop is loops.lamb else {}
-            p.copy_(self.loop(p.detach(), g, state, decay=decay, **adapt, **self.settings))
-
-    def zero_grad(self):
-        for p, _, _ in self.rows:
-            p.grad = None
-
-
 @pytest.mark.parametrize("kind", ["Lamb", "AdamW"])
 def test_a_bert_learns_as_with_the_authors_loop(kind):
     ours, theirs = tiny_bert(), tiny_bert()
     if kind == "Lamb":
         optimizer = Lamb(parameter_groups(ours, 0.01), 0.02, max_grad_norm=1.0)
-        loop = LoopOptimizer(parameter_groups(theirs, 0.01), loops.lamb, 1.0, lr=0.02)
+        loop = loops.LoopOptimizer(parameter_groups(theirs, 0.01), loops.lamb, 1.0, lr=0.02)
     else:
         optimizer = AdamW(parameter_groups(ours, 0.01), 1e-3, eps=1e-6, bias_correction=False, max_grad_norm=1.0)
-        loop = LoopOptimizer(parameter_groups(theirs, 0.01), loops.google_adam, 1.0, lr=1e-3)
+        loop = loops.LoopOptimizer(parameter_groups(theirs, 0.01), loops.google_adam, 1.0, lr=1e-3)
     found, expected = losses_of(ours, optimizer, 30), losses_of(theirs, loop, 30)
     assert found[-1] < found[0] - 0.5, "it learns"
     assert found == pytest.approx(expected, rel=1e-3)
