@@ -52,7 +52,7 @@ def test_lists_without_elements():
 
 
 def test_a_tensor_of_over_two_to_the_31_elements():
-    needs_memory(60)
+    needs_memory(30)
     numel = 2**31 + 5
     t = AdamTensors(
         torch.full((numel,), 1.0, dtype=torch.bfloat16, device=DEVICE),
@@ -108,7 +108,6 @@ def test_version_counters_tell_that_weights_changed():
 def test_the_host_never_waits():
     params = [nn.Parameter(torch.randn(300, device=DEVICE)) for _ in range(5)]
     optimizer = Lamb(params, torch.tensor(0.01, device=DEVICE), max_grad_norm=1.0)
-    scaler = torch.amp.GradScaler("cuda")
     for warm in (True, False):
         for p in params:
             p.grad = torch.randn_like(p)
@@ -119,7 +118,6 @@ def test_the_host_never_waits():
             optimizer.step()
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    assert scaler.is_enabled()
     assert backend.decisions()["lamb"][0] == "cuda"
 
 
