@@ -1,7 +1,7 @@
 """LAMB and Adam on the CPU: PyTorch's fused Adam makes the moments and the update in one pass over memory.
 
-Measured on two cores over MiniLM's 22.6 million weights: LAMB 29 ms a step against 65 of plain ops one after the other
-(97 with ``torch._foreach``), AdamW 11 ms.
+Measured on two cores over MiniLM's 22.6 million weights: LAMB 29 ms a step, 11 of them in the fused kernel, against 65
+of plain ops one after the other and 97 of ``torch._foreach``.
 """
 
 import math
