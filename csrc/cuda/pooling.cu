@@ -55,7 +55,7 @@ __device__ void find_largest(const T* x, int64_t hidden, RowRange rows, int warp
 }
 
 template <typename T, int VEC>
-__global__ void __launch_bounds__(kThreads) pool_sequences(Arguments a, float* out, int32_t* places, float* scales) {
+__global__ void __launch_bounds__(kThreads, 2) pool_sequences(Arguments a, float* out, int32_t* places, float* scales) {
     __shared__ float values[kWarps][kColumns * VEC];
     __shared__ int at[kWarps][kColumns * VEC];
     const int lane = threadIdx.x % kColumns, warp = threadIdx.x / kColumns;
