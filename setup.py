@@ -141,8 +141,8 @@ class BuildExtension(build_ext):
 
 setup(
     packages=[*find_packages(include=["bert_fast", "bert_fast.*"]), "bert_fast.kernels"],
-    package_dir={"bert_fast.kernels": "kernels"},
-    package_data={"bert_fast": ["py.typed"]},
+    package_dir={"bert_fast.kernels": "kernels"}, package_data={"bert_fast": ["py.typed"]},
+    license="Apache-2.0",
     ext_modules=[Extension("bert_fast._C", [], optional=True)],
     cmdclass={"build_ext": BuildExtension},
     options={"build": {"build_base": SCRATCH.name}, **({} if WRITABLE else {"egg_info": {"egg_base": SCRATCH.name}})},
