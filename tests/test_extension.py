@@ -208,8 +208,9 @@ def test_cuda_functions_check_before_they_launch(compiled) -> None:
     ]:
         with pytest.raises(ValueError, match=message):
             compiled.unpad_cuda(**(unpad_case | change))
-    ids_and_tables = dict.fromkeys("input_ids token_type_ids position_ids word position type gamma".split(), 16)
-    inputs = {**ids_and_tables, "tokens": 4, "hidden": 8, "vocab": 5, "positions": 5, "types": 2, "dtype": "float32"}
+    ids = dict.fromkeys(("input_ids", "token_type_ids", "position_ids"), 16)
+    tables = dict.fromkeys(("word", "position", "type", "gamma"), 16)
+    inputs = {**ids, **tables, "tokens": 4, "hidden": 8, "vocab": 5, "positions": 5, "types": 2, "dtype": "float32"}
     inputs |= {"seed": 16, "p": 0.1, "site": 3}
     outputs = {"beta": 16, "eps": 1e-12, "out": 16, "mean": 16, "rstd": 16, "bad_id": 16, "device": 0, "stream": 0}
 

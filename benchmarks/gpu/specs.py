@@ -82,4 +82,5 @@ def spec_named(name: str, context: Context) -> Spec:
     if op == "attention":
         return specs_attention.spec(context, int(facts["S"]) if "S" in facts else None, p, bias="bias" in rest)
     if op == "pool":
-        return {**specs_rows.SPECS, **specs_memory.SPECS, **specs_optimizer.SPECS}[op](context, p)
+        return specs_memory.pooling(context, rest[0])
+    return {**specs_rows.SPECS, **specs_memory.SPECS, **specs_optimizer.SPECS}[op](context, p)

@@ -16,8 +16,8 @@ ROWS = ("gather_rows", "scatter_rows", "pool_sequences", "spread_gradient")
 OPTIMIZER = ("square_gradients", "finish_norm", "advance_tensors", "apply_updates")
 LOSS = ("cross_entropy_rows", "count_labels", "sum_losses")
 KERNELS = (*UNPAD, *EMBEDDING, *ROWS, *OPTIMIZER, *LOSS)
-# Wide rows of the embedding's backward: a block of 256 threads has a multiprocessor to itself. 1,024 threads of the loss
-# share one, as two rows or as one.
+# Wide rows of the embedding's backward: a block of 256 threads has a multiprocessor to itself. 1,024 threads of the
+# loss share one, as two rows or as one.
 MOST_REGISTERS = {"embedding_backward": 224, "cross_entropy_rows": 64}
 
 
