@@ -47,17 +47,16 @@ def adam_step(
 def _update(rule: AdamRule, t: AdamTensors, factor: Tensor | None) -> None:
     grad = t.grad if factor is None or factor.item() == 1 else t.grad * factor
     lr = float(rule.lr)
-    if not rule.adapt:
-        if rule.weight_decay:
-            # The fused kernel would multiply by 1 - lr * decay: rounded to float32, that errs the same way every step.
-            t.param.add_(t.param, alpha=-lr * rule.weight_decay)
+    if not rule.adapt and not rule.weight_decay:
         return _fused(rule, t, t.param, grad, lr)
-    # From 0, with a rate of -1, Adam arrives at its update.
+    # From 0, with a rate of -1, Adam arrives at its update. Decay joins it before the weight is rounded: by itself, as
+    # in PyTorch's AdamW, it would be rounded the same way step after step (1.3e-4 off after 1,000 steps, not 9e-6).
     update = torch.zeros_like(t.param)
     _fused(rule, t, update, grad, -1.0)
     if rule.weight_decay:
         update.add_(t.param, alpha=rule.weight_decay)
-    t.param.add_(update, alpha=-lr * reference_optim.trust_ratio(rule, t.param, update).item())
+    ratio = reference_optim.trust_ratio(rule, t.param, update).item() if rule.adapt else 1.0
+    t.param.add_(update, alpha=-lr * ratio)
     return None
 
 
