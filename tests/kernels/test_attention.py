@@ -153,7 +153,7 @@ def test_max_seqlen_may_be_far_above(device):
 
 
 @pytest.mark.parametrize("p", [0.0, 0.1])
-@pytest.mark.parametrize("length", [30, 100, 256])
+@pytest.mark.parametrize("length", [30, 100, 140])
 def test_a_longer_sequence_than_max_seqlen_is_cut(device, length, p):
     """Its first rows attend to each other; the others, their bias and their dropout bits are not touched."""
     case = problem(device, torch.float16, [length + 20, 9], heads=1, bias=(1, 1), p=p, fused=False)
@@ -178,7 +178,8 @@ def test_a_longer_sequence_than_max_seqlen_is_cut(device, length, p):
 @pytest.mark.parametrize(
     ("precision", "length", "sharpness", "p"),
     [
-        *itertools.product((torch.float32,), (30, 256, 512), (3.0, 6.0), (0.0,)),
+        *itertools.product((torch.float32,), (30, 256), (3.0, 6.0), (0.0,)),
+        (torch.float32, 512, 6.0, 0.0),
         (torch.float32, 200, 4.0, 0.3),
         *itertools.product((torch.float16,), (30, 256, 512), (3.0,), (0.0,)),
     ],
