@@ -34,8 +34,10 @@ class WeightsOnMeta(TorchFunctionMode):
         kwargs = dict(kwargs or {})
         if func is torch.empty and kwargs.get("device") is None:
             kwargs["device"] = "meta"
-        elif func in _INITIALISE and args[0].is_meta:
-            return args[0]  # torch works out the outcome's shape, slowly
+        elif func in _INITIALISE or getattr(func, "__module__", "") == nn.init.__name__:
+            tensor = args[0] if args else kwargs["tensor"]
+            if tensor.is_meta:
+                return tensor  # torch works out the outcome's shape, slowly, and imports its compiler for it
         return func(*args, **kwargs)
 
 
