@@ -375,8 +375,8 @@ def test_weights_shared_between_two_layers_after_a_forward():
     run(model)
     layers = model.bert.encoder.layer
     layers[1].attention.self.query.weight = layers[0].attention.self.query.weight
-    shared = run(model)
-    assert torch.equal(shared, by_hand(model))
+    # The modules' own products may round otherwise than packed ones.
+    torch.testing.assert_close(run(model), by_hand(model), rtol=0, atol=1e-5)
 
 
 def by_hand(model):
