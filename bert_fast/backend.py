@@ -24,7 +24,7 @@ _decisions: dict[str, tuple[str, dict[str, list[str]]]] = {}
 _broken: dict[str, str] = {}
 
 
-def _constant_while_compiling(function: Callable) -> Callable:
+def constant_while_compiling(function: Callable) -> Callable:
     """As ``torch.compiler.assume_constant_result``, which would at once import all of torch._dynamo, and Triton."""
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return function
@@ -61,7 +61,7 @@ def requested() -> str:
 
 
 # While compiling, the choice is made once, when the graph is traced.
-@_constant_while_compiling
+@constant_while_compiling
 def runs(op: str, kernel: str, device: torch.device, against: tuple[str, ...] = ()) -> bool:
     """Whether ``op`` runs on its ``kernel`` now; if not, PyTorch's ops do it.
 
@@ -85,7 +85,7 @@ def runs(op: str, kernel: str, device: torch.device, against: tuple[str, ...] = 
     return chosen == kernel
 
 
-@_constant_while_compiling
+@constant_while_compiling
 def has_kernels(device: torch.device) -> bool:
     """Whether Triton kernels run on ``device`` now, in general: what decides how layers hand their work to ops."""
     return requested() != "reference" and not reasons_against("triton", device)

@@ -19,7 +19,8 @@ class PackedBatch:
 
     Attributes:
         input_ids: int64 ``[T]``, the tokens of all sequences one after another (None if ``inputs_embeds`` is given).
-        cu_seqlens: int32 ``[B + 1]``; sequence b owns rows ``cu_seqlens[b]:cu_seqlens[b + 1]``.
+        cu_seqlens: int32 ``[B + 1]`` (int64 is converted); sequence b owns rows ``cu_seqlens[b]:cu_seqlens[b + 1]``.
+            It ends at T, which on a GPU nobody checks: spare rows, as for a CUDA graph, are a sequence of their own.
         max_seqlen: the longest sequence's length, or more.
         position_ids: int64 ``[T]``.
         token_type_ids: int64 ``[T]``, or None for all 0.
@@ -250,7 +251,8 @@ def layout_of_packed(batch: PackedBatch) -> Layout:
     """
     if not torch.compiler.is_compiling():
         _check(batch)
-    return Layout(batch.cu_seqlens, batch.max_seqlen, plan=ops.attention_plan(batch.cu_seqlens))
+    cu_seqlens = batch.cu_seqlens.to(torch.int32)
+    return Layout(cu_seqlens, batch.max_seqlen, plan=ops.attention_plan(cu_seqlens))
 
 
 def _check(batch: PackedBatch) -> None:
@@ -265,6 +267,8 @@ def _check(batch: PackedBatch) -> None:
     cu_seqlens = batch.cu_seqlens
     if cu_seqlens.dim() != 1 or cu_seqlens.shape[0] == 0:
         raise ValueError(f"cu_seqlens of a PackedBatch must be [sequences + 1], not {list(cu_seqlens.shape)}")
+    if cu_seqlens.dtype not in (torch.int32, torch.int64):
+        raise ValueError(f"cu_seqlens of a PackedBatch must be int32, or int64, not {cu_seqlens.dtype}")
     if cu_seqlens.device.type != "cpu":
         return
     lengths = cu_seqlens.diff()

@@ -122,7 +122,7 @@ def update_tensor(rule: AdamRule, t: AdamTensors, factor: Tensor | None = None) 
     beta1, beta2 = rule.betas
     w, g, m, v = (x.to(wide) for x in (t.weight, t.grad, t.exp_avg, t.exp_avg_sq))
     if factor is not None:
-        g = g * factor.to(g.device)
+        g = g * factor.to(g.device, g.dtype)
     if not rule.decoupled and rule.weight_decay:
         g = g + rule.weight_decay * w
     m.mul_(beta1).add_(g, alpha=1 - beta1)

@@ -1,13 +1,15 @@
 """The encoder: BERT's layers, one after another, over packed rows."""
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from bert_fast import derived
+from bert_fast import backend, derived
 from bert_fast.config import BertConfig
 from bert_fast.layers import blocks
 from bert_fast.layers.activations import activation_function
@@ -65,6 +67,19 @@ class BertLayer(nn.Module):
         return blocks.feed_forward(self.intermediate, self.output, x, seed) if plain else None
 
 
+def _checkpointed(layer: nn.Module) -> Callable[..., Tensor]:
+    """``layer``, computed again in the backward pass, by another thread on a GPU, on the backend asked for now."""
+    run: Callable[..., Tensor] = layer
+    if not torch.compiler.is_compiling():
+        run = functools.partial(_on_backend, backend.requested(), layer)
+    return functools.partial(checkpoint, run, use_reentrant=False)
+
+
+def _on_backend(name: str, layer: nn.Module, *arguments: Any) -> Tensor:
+    with backend.use_backend(name):
+        return layer(*arguments)
+
+
 class BertEncoder(nn.Module):
     """All layers. ``gradient_checkpointing`` recomputes each layer in the backward pass instead of storing it."""
 
@@ -93,8 +108,7 @@ class BertEncoder(nn.Module):
         for layer in self.layer:
             if hidden_states is not None:
                 hidden_states.append(x)
-            run = functools.partial(checkpoint, layer, use_reentrant=False) if recompute else layer
-            x = run(x, layout, probabilities)
+            x = (_checkpointed(layer) if recompute else layer)(x, layout, probabilities)
         if hidden_states is not None:
             hidden_states.append(x)
         return x

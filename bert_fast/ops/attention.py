@@ -83,7 +83,7 @@ def attention(
         return reference.attention(
             q, k, v, cu_seqlens, max_seqlen, scale=scale, bias=bias, key_mask=key_mask, **dropout
         )
-    if host_attention_runs(q, k, v, cu_seqlens, bias, p):
+    if host_attention_runs(q, k, v, cu_seqlens, bias, key_mask, p):
         return host_attention(q, k, v, cu_seqlens, scale, key_mask)
     groups = plan if isinstance(plan, AttentionGroups) else None
     return torch_attention(q, k, v, cu_seqlens, max_seqlen, scale, bias, key_mask, p, groups)

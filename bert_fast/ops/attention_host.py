@@ -12,7 +12,9 @@ from bert_fast.ops.library import addressable
 _DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 
 
-def host_attention_runs(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, bias: Tensor | None, p: float) -> bool:
+def host_attention_runs(
+    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, bias: Tensor | None, key_mask: Tensor | None, p: float
+) -> bool:
     """Whether :func:`host_attention` covers a call; what speaks against it is kept for ``backend.decisions``."""
     if q.device.type != "cpu" or torch.compiler.is_compiling():
         return False
@@ -27,7 +29,16 @@ def host_attention_runs(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, bia
         against.append("there is an additive bias")
     if p > 0:
         against.append("there is dropout")
-    if not addressable(q, k, v, cu_seqlens):
+    if q.dim() != 3 or not q.shape == k.shape == v.shape or q.shape[1] == 0:
+        against.append(f"q, k and v are {list(q.shape)}, {list(k.shape)}, {list(v.shape)}, not all [T, N, D]")
+    if cu_seqlens.dim() != 1 or cu_seqlens.numel() == 0 or cu_seqlens.is_floating_point():
+        against.append(f"cu_seqlens are {cu_seqlens.dtype} {list(cu_seqlens.shape)}, not integers [B + 1]")
+    if key_mask is not None and (key_mask.dtype != torch.bool or key_mask.shape != q.shape[:1]):
+        against.append(f"key_mask is {key_mask.dtype} {list(key_mask.shape)}, not bool [T]")
+    tensors = [q, k, v, cu_seqlens] if key_mask is None else [q, k, v, cu_seqlens, key_mask]
+    if any(x.device.type != "cpu" for x in tensors):
+        against.append("a tensor is not on the CPU")
+    if not addressable(*tensors):
         against.append("the tensors are being traced or transformed")
     general = host_attention_reason()
     if general is not None:
@@ -61,7 +72,7 @@ def host_attention(
         ValueError: ``cu_seqlens`` does not rise from 0 to at most T.
     """
     q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
-    cu_seqlens = cu_seqlens.contiguous()
+    cu_seqlens = cu_seqlens.to(torch.int32).contiguous()
     tokens, heads, head_dim = q.shape
     out = torch.empty(q.shape, dtype=q.dtype, device="cpu")
     covered = int(cu_seqlens[-1])

@@ -68,6 +68,7 @@ def embedding_layer_norm(
             name, shapes = id_checks.TABLES[code], (list(values.shape), list(input_ids.shape))
             raise ValueError(f"{name} must have the shape of input_ids: {shapes[0]} is not {shapes[1]}")
     tables = (word, position, token_type, weight, bias)
+    id_checks.flag_is_made(word.device)
     if backend.runs("embedding_layer_norm", "cuda", word.device, _against(input_ids, *tables)):
         save = torch.is_grad_enabled() and any(t.requires_grad for t in tables)
         drawn = 0.0 if seed is None else p
@@ -102,6 +103,8 @@ def _against(input_ids: Tensor, *tensors: Tensor) -> tuple[str, ...]:
         reasons.append(f"input_ids have {input_ids.dim()} dimensions, not 1")
     if any(t.dtype != tensors[0].dtype for t in tensors):
         reasons.append("the tables and the LayerNorm differ in dtype")
+    if any(t.device != tensors[0].device for t in tensors):
+        reasons.append("the tables and the LayerNorm lie on several devices")
     if any(not t.is_contiguous() for t in tensors):
         reasons.append("a table is not contiguous")
     if tensors[0].dtype != torch.float32 and torch.is_autocast_enabled("cuda"):

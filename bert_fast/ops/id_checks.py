@@ -2,6 +2,9 @@
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import unset_fake_temporarily
+
+from bert_fast.backend import constant_while_compiling
 
 TABLES = {1: "input_ids", 2: "position_ids", 3: "token_type_ids"}
 BAD_LABEL = 4  # in the flag, beside the tables' codes; csrc/shared/cross_entropy_row.h sets it too
@@ -27,6 +30,18 @@ def bad_id_flag(device: torch.device) -> Tensor:
         with torch.inference_mode(False):  # it outlives the block of its first call, and is written outside of it
             _flags[device] = torch.zeros(1, dtype=torch.int32, device=device)
     return _flags[device]
+
+
+@constant_while_compiling
+def flag_is_made(device: torch.device) -> bool:
+    """Make the device's flag before a graph is traced or recorded: made inside one, it would lie in the graph's memory.
+
+    True, so that it stays one decision of the traced program.
+    """
+    if device.type == "cuda" and not torch.cuda.is_current_stream_capturing():
+        with unset_fake_temporarily():
+            bad_id_flag(device)
+    return True
 
 
 def clamp_ids(code: int, ids: Tensor | None, rows: int) -> Tensor | None:

@@ -45,7 +45,7 @@ def adam_step(
 
 
 def _update(rule: AdamRule, t: AdamTensors, factor: Tensor | None) -> None:
-    grad = t.grad if factor is None or factor.item() == 1 else t.grad * factor
+    grad = t.grad if factor is None or factor.item() == 1 else t.grad * factor.to(t.grad.dtype)
     lr = float(rule.lr)
     if not rule.adapt and not rule.weight_decay:
         return _fused(rule, t, t.param, grad, lr)

@@ -1,5 +1,6 @@
 """How a kernel becomes an op of PyTorch: schema, implementation, fake, and a gradient at the Autograd key."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +23,7 @@ def define(
         fake: the outputs' shapes, dtypes and devices, for tracing.
         gradient: an ``autograd.Function``; its forward calls the op below autograd by :func:`below_autograd`.
     """
+    implementation = _untraced(implementation)
     name = schema.partition("(")[0]
     LIBRARY.define(schema)
     LIBRARY.impl(name, implementation, "CUDA")
@@ -31,6 +33,17 @@ def define(
     if gradient is not None:
         LIBRARY.impl(name, lambda *args: gradient.apply(*args), "Autograd", with_keyset=False)
     return op
+
+
+def _untraced(implementation: Callable) -> Callable:
+    """What runs when a compiled graph ends at the op, as it may without ``fullgraph``: code, not to be traced again."""
+    apart = torch._disable_dynamo(implementation)
+
+    @functools.wraps(implementation)
+    def run(*args: Any) -> Any:
+        return apart(*args) if torch.compiler.is_compiling() else implementation(*args)
+
+    return run
 
 
 def below_autograd(op: Callable, *args: Any) -> Any:
@@ -52,6 +65,8 @@ def addressable(*tensors: Tensor) -> bool:
         or torch._C._functorch.peek_interpreter_stack() is not None
         or forward_ad._current_level >= 0
         or any(type(x) not in (Tensor, torch.nn.Parameter) for x in tensors)
+        # Lazily negated, and opaque layouts: the memory does not hold the elements.
+        or any(x.is_neg() or x.layout != torch.strided for x in tensors)
     )
 
 

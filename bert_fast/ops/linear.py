@@ -2,6 +2,7 @@
 
 import functools
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ _setting = os.environ.get("BERT_FAST_CPU_LINEAR", "auto")
 _CLEARLY_FASTER = 1.2
 # The encoder takes about so many rows at a time through its packed products.
 PART_ROWS = 1024
+_measuring = threading.RLock()
 _pinned: dict[torch.dtype, tuple[bool, torch.dtype]] = {}
 
 
@@ -93,7 +95,8 @@ def pinned_cpu_linear(dtype: torch.dtype, plan: tuple[bool, torch.dtype]) -> Ite
 
 def cpu_linear_plan(dtype: torch.dtype) -> tuple[bool, torch.dtype]:
     """Whether to pack weights for CPU inference with a model of ``dtype``, and the dtype to compute in."""
-    return _pinned.get(dtype) or _measured_plan(dtype)
+    with _measuring:  # one thread times while the others wait: beside each other they would find something else
+        return _pinned.get(dtype) or _measured_plan(dtype)
 
 
 @functools.cache

@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 from bert_fast.ops import id_checks
 from bert_fast.ops.cross_entropy import LossRule, kernel_runs, write_rows
 from bert_fast.ops.library import below_autograd, define
-from bert_fast.ops.loss import check_options
+from bert_fast.ops.loss import check_options, cross_entropy
 
 # Bytes of logits that exist at once. 16 MiB in caches are slower on CPU than 64: each chunk passes over the weight's
 # gradient once. On a GPU the products are to be large.
@@ -56,7 +56,7 @@ def linear_cross_entropy(
         ValueError: shapes or dtypes that do not fit, and what :func:`bert_fast.ops.cross_entropy` raises.
         IndexError: a label that is no class; on a GPU later, as there.
     """
-    check_options(labels, hidden.shape[0], label_smoothing, reduction)
+    check_options(labels, hidden, label_smoothing, reduction)
     given = [hidden, weight] if bias is None else [hidden, weight, bias]
     if torch.is_autocast_enabled(hidden.device.type) and hidden.dtype != torch.float64:
         given = [x.to(torch.get_autocast_dtype(hidden.device.type)) for x in given]
@@ -64,6 +64,12 @@ def linear_cross_entropy(
     labels = labels.long()
     if not torch.compiler.is_compiling() and labels.device.type == "cpu":
         labels = id_checks.checked_labels(labels, weight.shape[0], ignore_index)
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        # torch.func differentiates PyTorch's ops; what this op writes into memory it cannot see.
+        logits = torch.nn.functional.linear(*given)
+        return cross_entropy(
+            logits, labels, ignore_index, label_smoothing=label_smoothing, z_loss=z_loss, reduction=reduction
+        )
     if chunk_bytes is None:
         chunk_bytes = _CPU_CHUNK if hidden.device.type == "cpu" else _GPU_CHUNK
     needs = [torch.is_grad_enabled() and x.requires_grad for x in given]

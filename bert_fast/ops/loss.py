@@ -37,10 +37,11 @@ def cross_entropy(
         IndexError: a label that is no class, on CPU at once. On a GPU its row is ignored, a flag is set on the device,
             and the next call of :func:`bert_fast.ops.unpad`, where the host waits anyway, raises.
     """
-    check_options(labels, logits.shape[0], label_smoothing, reduction)
+    check_options(labels, logits, label_smoothing, reduction)
     labels = labels.long()
     rule = LossRule(ignore_index, label_smoothing, z_loss)
     on_kernel = logits.dim() == 2 and logits.shape[1] > 0 and kernel_runs(logits)
+    id_checks.flag_is_made(logits.device)
     if on_kernel and torch.compiler.is_compiling():
         losses, _ = row_losses(logits, labels, ignore_index, label_smoothing, z_loss)
         if reduction == "none":
@@ -55,11 +56,13 @@ def cross_entropy(
     )
 
 
-def check_options(labels: Tensor, rows: int, label_smoothing: float, reduction: str) -> None:
+def check_options(labels: Tensor, x: Tensor, label_smoothing: float, reduction: str) -> None:
     """Raise the ValueErrors of :func:`cross_entropy`."""
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction must be one of {REDUCTIONS}, not {reduction!r}")
     if not 0 <= label_smoothing <= 1:
         raise ValueError(f"label_smoothing must be 0 to 1, not {label_smoothing}")
-    if not torch.compiler.is_compiling() and tuple(labels.shape) != (rows,):
-        raise ValueError(f"labels must have one entry per row, [{rows}], not {list(labels.shape)}")
+    if labels.device != x.device:  # a kernel would follow an address of the other's memory
+        raise ValueError(f"labels are on {labels.device}, but the rows they belong to on {x.device}")
+    if not torch.compiler.is_compiling() and tuple(labels.shape) != (x.shape[0],):
+        raise ValueError(f"labels must have one entry per row, [{x.shape[0]}], not {list(labels.shape)}")

@@ -30,6 +30,12 @@ def integers(name: str, given: Integers) -> np.ndarray:
     return np.ascontiguousarray(array, dtype=np.int64)
 
 
+def whole(name: str, value: int) -> None:
+    """Raise a ValueError unless ``value`` is an integer, of Python or of NumPy."""
+    if not isinstance(value, (int, np.integer)) or isinstance(value, bool):
+        raise ValueError(f"{name} must be an integer, not {value!r}")
+
+
 def rising(name: str, given: Integers, total: int, of: str, least: int = 0) -> np.ndarray:
     """Offsets as int64 ``[n + 1]`` that rise from 0 to ``total``, by ``least`` or more each."""
     offsets = integers(name, given)

@@ -80,6 +80,9 @@ class Draws:
 
 def check_seed(seed: int, epoch: int = 0) -> None:
     """Raises ValueError unless both fit the words that they take."""
+    for name, value in (("seed", seed), ("epoch", epoch)):
+        if not isinstance(value, (int, np.integer)):
+            raise ValueError(f"{name} must be an integer, not {value!r}")
     if not 0 <= seed < 2**64:
         raise ValueError(f"seed must be in 0 .. 2**64 - 1, not {seed}")
     if not 0 <= epoch < 2**32:

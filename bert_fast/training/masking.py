@@ -12,7 +12,7 @@ import numpy as np
 
 from bert_fast.tokenizer import Tokenizer
 from bert_fast.training import draws
-from bert_fast.training.arrays import Integers, function, integers, rising, token_ids
+from bert_fast.training.arrays import Integers, function, integers, rising, token_ids, whole
 from bert_fast.training.draws import Draws, Purpose
 
 IGNORED = -100
@@ -62,12 +62,17 @@ class TokenMasking:
 
     def __post_init__(self) -> None:
         draws.check_seed(self.seed)
+        object.__setattr__(self, "special_ids", tuple(self.special_ids))  # an iterator would be used up by the checks
+        whole("vocab_size", self.vocab_size)
+        whole("mask_token_id", self.mask_token_id)
+        if self.max_predictions is not None:
+            whole("max_predictions", self.max_predictions)
         if not 1 <= self.vocab_size < 2**31:
             raise ValueError(f"vocab_size must be in 1 .. 2**31 - 1, not {self.vocab_size}")
         if not 0 <= self.probability <= 1:
             raise ValueError(f"probability must be in [0, 1], not {self.probability}")
-        if self.max_predictions is not None and self.max_predictions < 1:
-            raise ValueError(f"max_predictions must be at least 1, or None, not {self.max_predictions}")
+        if self.max_predictions is not None and not 1 <= self.max_predictions < 2**31:
+            raise ValueError(f"max_predictions must be in 1 .. 2**31 - 1, or None, not {self.max_predictions}")
         for name, value in [("mask_token_id", self.mask_token_id), *(("special_ids", i) for i in self.special_ids)]:
             if not 0 <= value < self.vocab_size:
                 raise ValueError(f"{name} must be in the vocabulary of {self.vocab_size}, not {value}")

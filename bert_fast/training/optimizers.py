@@ -1,7 +1,7 @@
 """Lamb and AdamW over many tensors at once: gradient clipping, master weights and loss scaling in the same launches."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -45,6 +45,7 @@ class _MomentOptimizer(torch.optim.Optimizer):
             TypeError: a parameter that is not of a real floating dtype.
         """
         _check({**self.defaults, **param_group})
+        _refuse_unknown(param_group)
         super().add_param_group(param_group)
         for p in self.param_groups[-1]["params"]:
             if not p.is_floating_point():
@@ -110,6 +111,8 @@ class _MomentOptimizer(torch.optim.Optimizer):
 
         def look(_: torch.optim.Optimizer, after_other_hooks: dict[str, Any]) -> None:
             given.update(after_other_hooks)
+            for group in given["param_groups"]:
+                _refuse_unknown(group)
 
         def restore(_: torch.optim.Optimizer) -> None:
             saved = (index for group in given["param_groups"] for index in group["params"])
@@ -131,7 +134,11 @@ class _MomentOptimizer(torch.optim.Optimizer):
     def _restored(self, p: Tensor, saved: dict[str, Any]) -> dict[str, Tensor]:
         state = self._new_state(p)
         for name in state.keys() & saved.keys():
-            state[name].copy_(torch.as_tensor(saved[name]))
+            value = torch.as_tensor(saved[name])
+            if value.shape != state[name].shape:
+                wanted = list(state[name].shape)
+                raise ValueError(f"{name} of the state must be {wanted}, as its parameter, not {list(value.shape)}")
+            state[name].copy_(value)
         return state
 
     def __getstate__(self) -> dict[str, Any]:
@@ -262,6 +269,12 @@ class AdamW(_MomentOptimizer):
         )
 
 
+def _refuse_unknown(group: dict[str, Any]) -> None:
+    for name in ("maximize", "amsgrad"):
+        if group.get(name):
+            raise ValueError(f"{name} of a parameter group must be off: it is not done here")
+
+
 def _check(settings: dict[str, Any]) -> None:
     lr = settings["lr"]
     if isinstance(lr, Tensor):
@@ -269,8 +282,9 @@ def _check(settings: dict[str, Any]) -> None:
             raise ValueError(f"lr must be a number or a tensor of one element, not of {lr.numel()}")
     elif not 0 <= lr < math.inf:
         raise ValueError(f"lr must be at least 0, not {lr}")
-    if not all(0 <= beta < 1 for beta in settings["betas"]) or len(settings["betas"]) != 2:
-        raise ValueError(f"betas must be two numbers from 0 up to, not including, 1, not {settings['betas']}")
+    betas = settings["betas"]
+    if not isinstance(betas, Sequence) or len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+        raise ValueError(f"betas must be two numbers from 0 up to, not including, 1, not {betas}")
     for name in ("eps", "weight_decay"):
         if not 0 <= settings[name] < math.inf:
             raise ValueError(f"{name} must be at least 0, not {settings[name]}")

@@ -13,7 +13,7 @@ import numpy as np
 
 from bert_fast import extension
 from bert_fast.training import draws
-from bert_fast.training.arrays import Integers, function, integers, rising, token_ids
+from bert_fast.training.arrays import Integers, function, integers, rising, token_ids, whole
 from bert_fast.training.draws import Draws, Purpose
 
 _MOST_PAIRS = 2**24  # of a document: a pair's number takes the low bits of its index
@@ -47,7 +47,8 @@ class Documents:
     def from_lists(cls, documents: Iterable[Iterable[Integers]], dtype: type = np.int64) -> "Documents":
         """Documents as lists of sentences as lists of ids; empty sentences and documents are left out."""
         read: Iterable[list[np.ndarray]] = (
-            [np.asarray(sentence, dtype=dtype) for sentence in sentences if len(sentence)] for sentences in documents
+            [integers("a sentence", sentence).astype(dtype) for sentence in sentences if len(sentence)]
+            for sentences in documents
         )
         kept = [sentences for sentences in read if sentences]
         flat = [sentence for sentences in kept for sentence in sentences]
@@ -115,6 +116,8 @@ class SentencePairing:
             raise ValueError(f"max_length must be in 5 .. 2**31 - 1, not {self.max_length}")
         if not 0 <= self.short_probability <= 1:
             raise ValueError(f"short_probability must be in [0, 1], not {self.short_probability}")
+        for name in ("cls_token_id", "sep_token_id", "max_length"):
+            whole(name, getattr(self, name))
         for name in ("cls_token_id", "sep_token_id"):
             if not 0 <= getattr(self, name) < 2**31:
                 raise ValueError(f"{name} must be in 0 .. 2**31 - 1, not {getattr(self, name)}")

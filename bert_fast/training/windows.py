@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bert_fast import extension
-from bert_fast.training.arrays import Integers, integers
+from bert_fast.training.arrays import Integers, integers, whole
 
 _MOST_TOKENS = 2**24  # as kMaxWindow in csrc/host/windows.h
 
@@ -56,6 +56,7 @@ def pack_windows(lengths: Integers, window: int) -> Windows:
     one-dimensional packing algorithms".
     """
     sizes = integers("lengths", lengths)
+    whole("window", window)
     if not 1 <= window <= _MOST_TOKENS:
         raise ValueError(f"window must be in 1 .. 2**24, not {window}")
     wrong = (sizes < 0) | (sizes > window)

@@ -9,7 +9,7 @@
 
 namespace bert_fast::bindings {
 
-// The tensors and sizes that forward and backward share, in the order of _EmbeddingCall in bert_fast/ops/embedding.py.
+// The tensors and sizes that forward and backward share, in the order of _inputs in bert_fast/ops/embedding.py.
 using EmbeddingTuple = std::tuple<Address, Address, Address, Address, Address, Address, Address, int64_t, int64_t,
                                   int64_t, int64_t, int64_t, std::string, Address, double, int64_t>;
 

@@ -24,8 +24,8 @@ struct Arguments {
 
 // Both sums over the block, in an order that depends on nothing but its size. One barrier: the next row uses the other
 // half of the buffer, and nobody is two rows ahead.
-__device__ RowSums sum_block(RowSums x, int half) {
-    __shared__ RowSums warp_sums[2][kThreads / 32];
+__device__ NormSums sum_block(NormSums x, int half) {
+    __shared__ NormSums warp_sums[2][kThreads / 32];
     for (int delta = 16; delta > 0; delta /= 2) {
         x.g += __shfl_xor_sync(0xffffffff, x.g, delta);
         x.dot += __shfl_xor_sync(0xffffffff, x.dot, delta);
@@ -57,11 +57,11 @@ __global__ void __launch_bounds__(kThreads, BLOCKS_PER_SM) embedding_backward(Ar
         const RowSource<T> source{static_cast<const T*>(a.in.word) + rows.word * hidden,
                                   static_cast<const T*>(a.in.position) + rows.position * hidden,
                                   static_cast<const T*>(a.in.type) + rows.type * hidden, hidden, lane, lanes};
-        const RowGradient<T> gradient{static_cast<const T*>(a.in.gamma), static_cast<const T*>(a.dy) + first,
+        const NormGradient<T> gradient{static_cast<const T*>(a.in.gamma), static_cast<const T*>(a.dy) + first,
                                       static_cast<T*>(a.out.d_sum) + first, dropout, first, a.mean[token],
                                       a.rstd[token], a.in.types <= kFewTypes ? static_cast<int>(rows.type) : -1};
         Row row;
-        RowSums means = sum_block(row.read(source, gradient), half);
+        NormSums means = sum_block(row.read(source, gradient), half);
         means.g /= static_cast<float>(hidden);
         means.dot /= static_cast<float>(hidden);
         row.write(source, gradient, means, &columns);

@@ -155,7 +155,12 @@ inline float weigh(float* scores, int64_t length, int64_t keys, const uint8_t* v
         most = x > most ? x : most;
     }
     const float top = largest(most);
-    if (top == -__builtin_inff()) return 0;
+    if (top == -__builtin_inff()) {  // nothing is seen, or only what is no number, which the comparisons pass over
+        for (int64_t j = 0; j < length; ++j) {
+            if (scores[j] != scores[j]) return scores[j];
+        }
+        return 0;
+    }
     Vec sums = {};
     for (int64_t j = 0; j < keys; j += kWidth) {
         const Vec weight = exp2_of(load(scores + j) - top);

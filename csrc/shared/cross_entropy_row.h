@@ -155,8 +155,8 @@ struct Batch {
     // Makes the compiler widen the elements anew: to keep 16-bit elements as floats it would spill registers.
     BERT_FAST_HD void forget_widened() {
 #ifdef __CUDA_ARCH__
-        constexpr int kWords = sizeof(packs) / 4;
-        uint32_t words[kWords];
+        constexpr int kWords = (sizeof(packs) + 3) / 4;
+        uint32_t words[kWords] = {};
         std::memcpy(words, packs, sizeof packs);
         BERT_FAST_UNROLL
         for (int i = 0; i < kWords; ++i) asm volatile("" : "+r"(words[i]));

@@ -10,12 +10,12 @@ namespace bert_fast {
 enum ColumnPlane { kGammaPlane = 0, kBetaPlane = 1, kTypePlane = 2, kColumnPlanes = 4 };
 
 // Of one row: g is the gradient of the normalised values, dot the sum of its products with them.
-struct RowSums {
+struct NormSums {
     float g, dot;
 };
 
 template <typename T>
-struct RowGradient {
+struct NormGradient {
     const T* gamma;
     const T* dy;
     T* d_sum;
@@ -36,7 +36,7 @@ struct RowGradient {
     }
 
     template <int VEC>
-    BERT_FAST_HD void add_to(RowSums* sums, int at, const float (&normal)[VEC], const float (&grad)[VEC]) const {
+    BERT_FAST_HD void add_to(NormSums* sums, int at, const float (&normal)[VEC], const float (&grad)[VEC]) const {
         float scale[VEC];
         load_floats(gamma + at, scale);
         BERT_FAST_UNROLL
@@ -48,7 +48,7 @@ struct RowGradient {
 
     // `means`: the sums over the row, divided by its width.
     template <int VEC, typename Columns>
-    BERT_FAST_HD void write_at(RowSums means, int step, int at, const float (&normal)[VEC], const float (&grad)[VEC],
+    BERT_FAST_HD void write_at(NormSums means, int step, int at, const float (&normal)[VEC], const float (&grad)[VEC],
                                Columns* columns) const {
         float scale[VEC], product[VEC], d[VEC];
         load_floats(gamma + at, scale);
@@ -70,8 +70,8 @@ template <typename T, int VEC, int STEPS>
 struct CachedGradientRow {
     float normal[STEPS][VEC], grad[STEPS][VEC];
 
-    BERT_FAST_HD RowSums read(const RowSource<T>& source, const RowGradient<T>& row) {
-        RowSums sums{0, 0};
+    BERT_FAST_HD NormSums read(const RowSource<T>& source, const NormGradient<T>& row) {
+        NormSums sums{0, 0};
         BERT_FAST_UNROLL
         for (int step = 0; step < STEPS; ++step) {
             const int at = source.template column<VEC>(step);
@@ -83,7 +83,7 @@ struct CachedGradientRow {
     }
 
     template <typename Columns>
-    BERT_FAST_HD void write(const RowSource<T>& source, const RowGradient<T>& row, RowSums means, Columns* columns) {
+    BERT_FAST_HD void write(const RowSource<T>& source, const NormGradient<T>& row, NormSums means, Columns* columns) {
         BERT_FAST_UNROLL
         for (int step = 0; step < STEPS; ++step) {
             const int at = source.template column<VEC>(step);
@@ -96,7 +96,7 @@ struct CachedGradientRow {
 template <typename T>
 struct StreamedGradientRow {
     template <typename Visit>
-    BERT_FAST_HD void each(const RowSource<T>& source, const RowGradient<T>& row, Visit visit) {
+    BERT_FAST_HD void each(const RowSource<T>& source, const NormGradient<T>& row, Visit visit) {
         for (int at = source.lane; at < source.hidden; at += source.lanes) {
             float normal[1], grad[1];
             row.read_at(source, at, normal, grad);
@@ -104,14 +104,14 @@ struct StreamedGradientRow {
         }
     }
 
-    BERT_FAST_HD RowSums read(const RowSource<T>& source, const RowGradient<T>& row) {
-        RowSums sums{0, 0};
+    BERT_FAST_HD NormSums read(const RowSource<T>& source, const NormGradient<T>& row) {
+        NormSums sums{0, 0};
         each(source, row, [&](int at, float(&normal)[1], float(&grad)[1]) { row.add_to(&sums, at, normal, grad); });
         return sums;
     }
 
     template <typename Columns>
-    BERT_FAST_HD void write(const RowSource<T>& source, const RowGradient<T>& row, RowSums means, Columns* columns) {
+    BERT_FAST_HD void write(const RowSource<T>& source, const NormGradient<T>& row, NormSums means, Columns* columns) {
         each(source, row, [&](int at, float(&normal)[1], float(&grad)[1]) {
             row.write_at(means, 0, at, normal, grad, columns);
         });

@@ -169,13 +169,13 @@ def test_instructions_that_are_not_there():
 @torch.no_grad()
 def test_it_runs_in_inference_alone():
     q, k, v, cu_seqlens = inputs([5])
-    call = (cu_seqlens, None, 0.0)
+    call = (cu_seqlens, None, None, 0.0)
     assert host_attention_runs(q, k, v, *call)
     assert host_attention_runs(q, k, v.clone().requires_grad_(), *call)
     with torch.enable_grad():
         assert not host_attention_runs(q, k, v, *call)
-    assert not host_attention_runs(q, k, v, cu_seqlens, torch.zeros(1, 1, 5, 5), 0.0)
-    assert not host_attention_runs(q, k, v, cu_seqlens, None, 0.1)
+    assert not host_attention_runs(q, k, v, cu_seqlens, torch.zeros(1, 1, 5, 5), None, 0.0)
+    assert not host_attention_runs(q, k, v, cu_seqlens, None, None, 0.1)
     assert not host_attention_runs(q.double(), k.double(), v.double(), *call)
     assert not host_attention_runs(q.half(), k.half(), v.half(), *call)
     with backend.use_backend("reference"):
@@ -188,7 +188,7 @@ def test_it_is_left_alone_by_tracers_and_transforms():
     seen = []
 
     def call(q):
-        seen.append(host_attention_runs(q, k, v, cu_seqlens, None, 0.0))
+        seen.append(host_attention_runs(q, k, v, cu_seqlens, None, None, 0.0))
         return q + 1
 
     make_fx(call)(q)
@@ -208,3 +208,37 @@ def test_without_an_openmp_runtime_one_thread_still_runs_it(monkeypatch, threads
     *qkv, cu_seqlens = inputs(LENGTHS)
     got, eager, truth = results(*qkv, cu_seqlens)
     assert_close_to_truth(got, eager, truth, torch.float32, k=32)
+
+
+@torch.no_grad()
+def test_what_does_not_fit_never_reaches_it():
+    """Shapes, masks and layouts that its pointers would misread: PyTorch's ops take them, or say what is wrong."""
+    q, k, v, cu_seqlens = inputs([5, 4])
+    mask = torch.ones(9, dtype=torch.bool)
+    assert host_attention_runs(q, k, v, cu_seqlens, None, mask, 0.0)
+    for bad in (mask[:8], mask.long(), mask.float(), mask.to("meta")):
+        assert not host_attention_runs(q, k, v, cu_seqlens, None, bad, 0.0)
+    for bad in (k[:3], k[:, :2], k[..., :16], k[0]):
+        assert not host_attention_runs(q, bad, v, cu_seqlens, None, None, 0.0)
+        assert not host_attention_runs(q, k, bad, cu_seqlens, None, None, 0.0)
+    assert not host_attention_runs(*(x[:, :0] for x in (q, k, v)), cu_seqlens, None, None, 0.0)
+    assert not host_attention_runs(torch._neg_view(q), k, v, cu_seqlens, None, None, 0.0)
+    assert not host_attention_runs(q, k, v, cu_seqlens.float(), None, None, 0.0)
+    negated = ops.attention(torch._neg_view(q), k, v, cu_seqlens, 5)
+    torch.testing.assert_close(negated, ops.attention(-q, k, v, cu_seqlens, 5), rtol=0, atol=1e-6)
+
+
+@torch.no_grad()
+def test_bounds_of_64_bits():
+    q, k, v, cu_seqlens = inputs([5, 7, 3])
+    want = host_attention(q, k, v, cu_seqlens, 0.2, None)
+    assert torch.equal(host_attention(q, k, v, cu_seqlens.long(), 0.2, None), want)
+
+
+@pytest.mark.parametrize("place", [0, 5, 20, 39])
+def test_a_score_that_is_no_number_shows_among_hidden_ones(place, instructions):
+    q, k = torch.ones(40, 1, 16), torch.randn(40, 1, 16)
+    k[:, :, 0] = -torch.inf
+    k[place] = torch.nan
+    got = host_attention(q, k, torch.ones(40, 1, 16), torch.tensor([0, 40], dtype=torch.int32), 1.0, None, instructions)
+    assert torch.isnan(got).all()

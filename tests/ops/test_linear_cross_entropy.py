@@ -183,3 +183,10 @@ def test_what_does_not_fit_is_named():
         ops.linear_cross_entropy(hidden.double(), weight, bias, labels)
     with pytest.raises(IndexError, match="labels hold 301, but there are 301 classes"):
         ops.linear_cross_entropy(hidden, weight, bias, labels.masked_fill(labels == -100, 301))
+
+
+def test_inside_torch_func_it_is_the_loss_of_its_logits():
+    hidden, weight, labels = torch.randn(7, 5), torch.randn(11, 5), torch.tensor([0, 3, -100, 10, 2, -100, 5])
+    got = torch.func.grad(lambda w: ops.linear_cross_entropy(hidden, w, None, labels))(weight)
+    want = torch.func.grad(lambda w: torch.nn.functional.cross_entropy(hidden @ w.T, labels))(weight)
+    torch.testing.assert_close(got, want)

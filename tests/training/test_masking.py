@@ -235,7 +235,7 @@ GOOD = {"vocab_size": VOCAB, "mask_token_id": MASK}
         ({"special_ids": (1, -1)}, "special_ids must be in the vocabulary of 40, not -1"),
         ({"probability": 1.5}, "probability must be in \\[0, 1\\], not 1.5"),
         ({"probability": float("nan")}, "probability must be in \\[0, 1\\], not nan"),
-        ({"max_predictions": 0}, "max_predictions must be at least 1, or None, not 0"),
+        ({"max_predictions": 0}, "max_predictions must be in 1 .. 2\\*\\*31 - 1, or None, not 0"),
         ({"continues_word": np.zeros(39)}, "continues_word must be \\[40\\], not \\[39\\]"),
         ({"seed": -1}, "seed must be in"),
     ],
@@ -284,3 +284,16 @@ def test_the_rule_of_a_tokenizer():
     stub.get_vocab = lambda: {"a": 0}
     with pytest.raises(ValueError, match="whole words need a WordPiece vocabulary"):
         word_continuations(stub)
+
+
+def test_special_ids_may_be_an_iterator():
+    rule = TokenMasking(30, 4, special_ids=iter([1, 2]), probability=1.0)
+    assert rule([1, 7, 2], [0, 3]).labels.tolist() == [-100, 7, -100]
+
+
+@pytest.mark.parametrize(
+    "change", [{"mask_token_id": 4.0}, {"max_predictions": 2.5}, {"seed": "1"}, {"vocab_size": 3e1}], ids=str
+)
+def test_what_is_no_integer_is_named(change):
+    with pytest.raises(ValueError, match=f"{next(iter(change))} must be an integer, not"):
+        TokenMasking(**{"vocab_size": 30, "mask_token_id": 4, **change})

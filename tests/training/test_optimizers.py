@@ -409,3 +409,30 @@ def test_norms_of_other_libraries_and_empty_groups():
     (only,) = parameter_groups(model, 0.1)
     assert only["weight_decay"] == 0
     assert len(only["params"]) == 2
+
+
+@pytest.mark.parametrize("name", ["maximize", "amsgrad"])
+def test_a_setting_that_is_not_done_here_is_refused(name):
+    p = torch.nn.Parameter(torch.ones(3))
+    with pytest.raises(ValueError, match=f"{name} of a parameter group must be off"):
+        AdamW([{"params": [p], name: True}])
+    theirs = torch.optim.AdamW([p], **{name: True})
+    with pytest.raises(ValueError, match=f"{name} of a parameter group must be off"):
+        AdamW([p]).load_state_dict(theirs.state_dict())
+
+
+def test_state_of_another_shape_is_refused():
+    narrow, wide = torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.ones(2, 3))
+    narrow.grad = torch.ones(3)
+    saved = AdamW([narrow])
+    saved.step()
+    with pytest.raises(ValueError, match=r"must be \[2, 3\], as its parameter, not \[3\]"):
+        AdamW([wide]).load_state_dict(saved.state_dict())
+
+
+def test_a_scalar_beside_a_double_is_clipped():
+    parameters = [torch.nn.Parameter(torch.ones((), dtype=dtype)) for dtype in (torch.float32, torch.float64)]
+    for p in parameters:
+        p.grad = torch.full_like(p, 3.0)
+    AdamW(parameters, max_grad_norm=1.0).step()
+    assert all(p < 1 for p in parameters)
