@@ -5,8 +5,10 @@ import os
 
 import pytest
 import torch
+import without_hypothesis
 from emulated import cuda_device, emulated, emulated_module  # noqa: F401 - fixtures
 
+without_hypothesis.install()
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Whether kernels run for real or in Triton's interpreter is settled when a kernel's module is imported.
 if not torch.cuda.is_available():

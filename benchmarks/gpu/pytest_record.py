@@ -1,14 +1,15 @@
 """A pytest plugin that writes every test's outcome to a file as it happens, so that a killed run loses nothing.
 
-Loaded with ``-p benchmarks.gpu.pytest_record``; the file is named by ``BERT_FAST_TEST_RECORD``. Tests in another such
-file, ``BERT_FAST_TEST_DONE``, are left out: after a test has taken the GPU with it, the session ends and another one
-goes on behind that test. (Two files, because pytest-xdist wants all workers of a session to collect the same.)
+Loaded with ``-p benchmarks.gpu.pytest_record``; the file is named by ``BERT_FAST_TEST_RECORD``. Tests that are in it
+already are left out: after a test has taken the GPU with it, the session ends and another one goes on behind that test.
+``BERT_FAST_TEST_SHARD="i/n"`` leaves to this session the i-th of n parts, i from 0: n sessions run all.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import zlib
 from pathlib import Path
 
 import pytest
@@ -28,31 +29,34 @@ def recorded(path: Path) -> list[dict]:
     return found
 
 
-def _is_worker(config: pytest.Config) -> bool:
-    return hasattr(config, "workerinput")
+def in_shard(test: str, shard: str) -> bool:
+    """Whether a test belongs to part "i/n"; Python's own hash of a text differs from process to process."""
+    part, parts = map(int, shard.split("/"))
+    return zlib.crc32(test.encode()) % parts == part
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what a session before this one has settled."""
-    done = {row["test"] for row in recorded(Path(os.environ["BERT_FAST_TEST_DONE"]))}
-    left_out = [item for item in items if item.nodeid in done]
+    """Leave out what a session before this one has settled, and what is left to sessions beside it."""
+    done = {row["test"] for row in recorded(Path(os.environ["BERT_FAST_TEST_RECORD"]))}
+    shard = os.environ.get("BERT_FAST_TEST_SHARD", "0/1")
+    kept, left_out = [], []
+    for item in items:
+        (kept if item.nodeid not in done and in_shard(item.nodeid, shard) else left_out).append(item)
     if left_out:
         config.hook.pytest_deselected(items=left_out)
-        items[:] = [item for item in items if item.nodeid not in done]
+        items[:] = kept
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Before each test: if the one before took the GPU with it, end this process rather than fail all that follow."""
     if _gpu_lost():
-        if _is_worker(item.config):
-            os._exit(LOST)  # xdist starts another worker
         pytest.exit("the GPU no longer answers this process", returncode=LOST)
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     """One line a test: its call, or whatever stopped it before or after."""
-    if "PYTEST_XDIST_WORKER" in os.environ or (report.when != "call" and report.passed):
+    if report.when != "call" and report.passed:
         return
     row = {"test": report.nodeid, "outcome": report.outcome, "seconds": round(report.duration, 3)}
     if report.failed:
@@ -65,7 +69,7 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 def pytest_collectreport(report: pytest.CollectReport) -> None:
     """A file that cannot be collected is a failure, too."""
-    if report.failed and "PYTEST_XDIST_WORKER" not in os.environ:
+    if report.failed:
         _append({"test": report.nodeid, "outcome": "failed", "seconds": 0.0, "text": report.longreprtext[-_LONGEST:]})
 
 

@@ -6,8 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).resolve().parents[2]
 LOST = 17
 
@@ -36,15 +34,13 @@ pytest_record._gpu_lost = lambda: not started and os.path.exists(os.environ["POI
 """
 
 
-def session(folder, *arguments, tests=TESTS):
+def session(folder, *arguments, tests=TESTS, **variables):
     (folder / "test_toy.py").write_text(tests)
     (folder / "conftest.py").write_text(CONFTEST)
     (folder / "empty.ini").write_text("[pytest]\n")
     record = folder / "record.jsonl"
-    done = folder / "done.jsonl"
-    done.write_text(record.read_text() if record.exists() else "")
-    files = {"BERT_FAST_TEST_RECORD": str(record), "BERT_FAST_TEST_DONE": str(done), "POISON": str(folder / "poison")}
-    environment = {**os.environ, **files}
+    files = {"BERT_FAST_TEST_RECORD": str(record), "POISON": str(folder / "poison")}
+    environment = {**os.environ, **files, **variables}
     environment.pop("PYTEST_XDIST_WORKER", None)  # this test may itself run in one
     command = [sys.executable, "-m", "pytest", "-q", "-p", "benchmarks.gpu.pytest_record", "-p", "no:cacheprovider"]
     done = subprocess.run(
@@ -75,12 +71,14 @@ def test_a_session_that_loses_the_gpu_ends_and_the_next_one_goes_on_behind_it(tm
     assert len(rows) == len(found), "a test that had been settled ran again"
 
 
-def test_with_xdist_a_worker_that_lost_the_gpu_is_replaced(tmp_path):
-    pytest.importorskip("xdist", reason="pytest-xdist is not installed")
-    done, found, _ = session(tmp_path, "-n", "1")
-    assert "illegal memory access" in found["test_poison"]["text"]
-    # Either of the two may have been the one that the dying worker was handed.
-    assert "passed" in (found["test_after"]["outcome"], found["test_last"]["outcome"]), done.stdout
+def test_shards_run_every_test_once(tmp_path):
+    many = "import pytest\n@pytest.mark.parametrize('n', range(20))\ndef test_one(n): pass\n"
+    counts = []
+    for part in range(3):
+        done, found, rows = session(tmp_path, tests=many, BERT_FAST_TEST_SHARD=f"{part}/3")
+        assert done.returncode == 0, done.stdout
+        counts.append(len(rows))
+    assert counts[0] < counts[1] < counts[2] == len(found) == 20
 
 
 def test_a_file_that_cannot_be_collected_is_a_failure(tmp_path):
