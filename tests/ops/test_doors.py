@@ -4,6 +4,8 @@ On a CUDA machine the kernels run for real; elsewhere in Triton's interpreter, o
 are judged in tests/kernels.
 """
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from kernel_oracle import DEVICE, DTYPES, randn, seed_tensor
@@ -271,6 +273,26 @@ def test_a_model_with_dropout_on_the_kernels_follows_the_seed_and_recomputes_the
         != ours(**changes).to(DEVICE)(**arguments)[0][arguments["attention_mask"].bool()]
     )
     assert differ.any()
+
+
+def test_what_another_thread_recomputes_runs_on_the_backend_of_the_forward():
+    """As autograd's own thread does on a GPU: a thread that never entered use_backend."""
+    model = ours(num_hidden_layers=1, hidden_size=32).to(DEVICE).train()
+    model.gradient_checkpointing_enable()
+    arguments = {k: v[:2].to(DEVICE) for k, v in batch(padding("right")).items()}
+    gradients = []
+    for apart in (False, True):
+        model.zero_grad()
+        with use_backend("reference" if DEVICE == "cuda" else "triton"):
+            loss = model(**arguments)[0].square().sum()
+            if not apart:
+                loss.backward()
+        if apart:
+            with ThreadPoolExecutor(1) as thread:
+                thread.submit(loss.backward).result()
+        gradients.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
+    for here, there in zip(*gradients, strict=True):
+        assert torch.equal(here, there)
 
 
 @pytest.mark.parametrize("kind", ["padded", "packed"])

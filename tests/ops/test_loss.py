@@ -54,3 +54,12 @@ def test_large_logits_and_many_float16_rows_do_not_overflow():
     loss = ops.cross_entropy(logits, torch.zeros(9000, dtype=torch.long))
     assert loss == 0
     assert ops.cross_entropy(logits / 1000, torch.ones(9000, dtype=torch.long)) == 60
+
+
+def test_labels_on_another_device_are_named():
+    """A kernel would follow their address."""
+    labels = torch.zeros(4, dtype=torch.int64, device="meta")
+    with pytest.raises(ValueError, match="labels are on meta, but the rows they belong to on cpu"):
+        ops.cross_entropy(torch.randn(4, 5), labels)
+    with pytest.raises(ValueError, match="labels are on meta, but the rows they belong to on cpu"):
+        ops.linear_cross_entropy(torch.randn(4, 3), torch.randn(5, 3), None, labels)
