@@ -19,6 +19,7 @@ import torch
 from bert_fast.encode.encoder import DTYPES, Encoder, Window
 from bert_fast.encode.identity import input_identity, model_identity, software
 from bert_fast.encode.inputs import InputError, Source
+from bert_fast.encode.memory import give_back
 from bert_fast.encode.outputs import output_kind
 from bert_fast.encode.partial import Done, Partial, ResumeError, partial_folder, read_manifest
 from bert_fast.encode.progress import Progress
@@ -164,6 +165,7 @@ def _run(encoder: Encoder, source: Source, partial: Partial, start: Done, quiet:
                     pending.result()
                 pending = writer.submit(partial.append, rows, window.cut, len(window.ids), position)
                 progress.update(position, len(rows))
+                give_back()
         finally:
             if pending is not None:
                 pending.result()
