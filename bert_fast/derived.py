@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 from torch.nn.modules import module as _module_hooks
 
 from bert_fast import extension
+from bert_fast.ops.library import plain_tensors, traced
 
 _SAMPLES = 64
 _entries: "weakref.WeakKeyDictionary[nn.Module, dict[Hashable, _Entry]]" = weakref.WeakKeyDictionary()
@@ -58,11 +58,7 @@ def allowed() -> bool:
     """Whether derived weights may be used now: no gradient, nothing traced, compiled, exported or captured."""
     return not (
         torch.is_grad_enabled()
-        or torch.compiler.is_compiling()
-        or torch.jit.is_tracing()
-        or torch._C._len_torch_dispatch_stack()
-        or torch._C._functorch.peek_interpreter_stack() is not None
-        or forward_ad._current_level >= 0
+        or traced()
         or _module_hooks._has_any_global_hook()
         # A graph would keep the address of what can be dropped, and what a capture makes is not there until replay.
         or (torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing())
@@ -100,11 +96,6 @@ def plain_norm(module: nn.Module) -> bool:
     if not plain(module, nn.LayerNorm) or module.weight is None or module.bias is None:
         return False
     return plain_tensors(module.weight, module.bias)
-
-
-def plain_tensors(*tensors: Tensor) -> bool:
-    """Whether these are ordinary tensors, no DTensor and no other subclass."""
-    return all(type(x) in (nn.Parameter, Tensor) for x in tensors)
 
 
 def _fingerprint(sources: Sequence[Tensor]) -> int:

@@ -9,7 +9,7 @@ from bert_fast import backend, derived
 from bert_fast.layers.activations import GELU
 from bert_fast.ops.attention import attention_plan, kernel_runs
 from bert_fast.ops.blocks import Attending, Closing, attention_block, feed_forward_block
-from bert_fast.ops.library import compile_errors
+from bert_fast.ops.library import compile_errors, plain_tensors
 from bert_fast.ops.rows import runs_on_rows
 from bert_fast.packing import Layout
 
@@ -86,4 +86,4 @@ def _weights(layers: tuple[nn.Module, ...], output: nn.Module, x: Tensor) -> tup
     alike = all(w.dtype == x.dtype and w.device == x.device for w in weights)
     alike = alike and all(layer.bias.shape == layer.weight.shape[:1] and layer.bias.is_contiguous() for layer in layers)
     trained = x.requires_grad or any(w.requires_grad for w in weights)
-    return weights if alike and trained and derived.plain_tensors(x, norm.weight, norm.bias) else None
+    return weights if alike and trained and plain_tensors(x, norm.weight, norm.bias) else None

@@ -52,22 +52,30 @@ def below_autograd(op: Callable, *args: Any) -> Any:
         return op(*args)
 
 
-def addressable(*tensors: Tensor) -> bool:
-    """Whether compiled code may be handed the tensors' memory: it is theirs, and nothing is being traced.
-
-    A tensor inside torch.func, a fake one and most subclasses have no memory of their own, and what a tracer records
-    are PyTorch's ops.
-    """
-    return not (
+def traced() -> bool:
+    """Whether PyTorch's ops are recorded or transformed now: compiled, exported, in torch.func or a dispatch mode."""
+    return bool(
         torch.compiler.is_compiling()
         or torch.jit.is_tracing()
         or torch._C._len_torch_dispatch_stack()
         or torch._C._functorch.peek_interpreter_stack() is not None
         or forward_ad._current_level >= 0
-        or any(type(x) not in (Tensor, torch.nn.Parameter) for x in tensors)
-        # Lazily negated, and opaque layouts: the memory does not hold the elements.
-        or any(x.is_neg() or x.layout != torch.strided for x in tensors)
     )
+
+
+def plain_tensors(*tensors: Tensor) -> bool:
+    """Whether these are ordinary tensors, no DTensor and no other subclass."""
+    return all(type(x) in (torch.nn.Parameter, Tensor) for x in tensors)
+
+
+def addressable(*tensors: Tensor) -> bool:
+    """Whether compiled code may be handed the tensors' memory: it is theirs, and nothing is being traced.
+
+    A tensor inside torch.func, a fake one and most subclasses have no memory of their own, and what a tracer records
+    are PyTorch's ops. Where a tensor is lazily negated, or opaque, the memory does not hold its elements.
+    """
+    held = plain_tensors(*tensors) and not any(x.is_neg() or x.layout != torch.strided for x in tensors)
+    return held and not traced()
 
 
 def dtype_reasons(**tensors: Tensor | None) -> list[str]:
