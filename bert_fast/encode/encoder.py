@@ -37,9 +37,15 @@ class Window:
     cut: int
 
     def batches(self, max_tokens: int) -> Iterator[tuple[np.ndarray, PackedBatch]]:
-        """(indices of the texts in this window, their packed batch), longest texts first."""
+        """(indices of the texts in this window, their packed batch), longest texts first.
+
+        The batches are of about one size, none a small rest: each number of rows costs memory (`rows_to_pack`).
+        """
         starts = np.cumsum(self.lengths) - self.lengths
-        for order in token_budget_batches(self.lengths, max_tokens):
+        tokens = int(self.lengths.sum())
+        share = -(-tokens // max(-(-tokens // max_tokens), 1))
+        budget = min(share + int(self.lengths.max(initial=1)), max_tokens)
+        for order in token_budget_batches(self.lengths, budget):
             rows = [self.ids[starts[i] : starts[i] + self.lengths[i]] for i in order]
             yield order, PackedBatch.from_sequences(rows)
 

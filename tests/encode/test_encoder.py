@@ -111,6 +111,14 @@ def test_batches_keep_the_budget_and_hold_every_text_once(folder):
     assert list(Window(np.zeros(0, np.int32), np.zeros(0, np.int64), 0).batches(5)) == []
 
 
+def test_batches_are_of_about_one_size_so_that_oneDNN_meets_few_numbers_of_rows():
+    lengths = np.random.default_rng(0).integers(4, 15, size=7500)
+    window = Window(np.zeros(lengths.sum(), np.int32), lengths, 0)
+    sizes = [len(batch.input_ids) for _, batch in window.batches(4096)]
+    assert len(sizes) == -(-lengths.sum() // 4096)
+    assert min(sizes) > 0.9 * max(sizes)
+
+
 def test_the_folders_recipe_is_followed(folder, tmp_path):
     own = tiny.write_model(tmp_path / "model")
     tiny.write_recipe(own, "cls", True, max_seq_length=6, do_lower_case=True)
