@@ -66,7 +66,8 @@ def host_attention(
     The result depends neither on the number of threads nor on the other sequences of the batch.
 
     Args:
-        instructions: "avx512" or "avx2" for this one; the best there is by default.
+        instructions: "avx512bf16" (products of 16-bit pairs; weights are rounded to bfloat16, as in PyTorch's own),
+            "avx512" or "avx2" for this one; the best there is by default.
 
     Raises:
         ValueError: ``cu_seqlens`` does not rise from 0 to at most T.
@@ -100,7 +101,7 @@ def host_attention(
 
 @functools.cache
 def host_attention_instructions() -> str:
-    """The vector instructions it is written in that this machine has, "avx512" or "avx2"; "" without any."""
+    """The vector instructions it is written in that this machine has: see :func:`host_attention`; "" without any."""
     return "" if extension.module() is None else extension.required().attention_instructions()
 
 

@@ -16,30 +16,35 @@ constexpr float kLog2E = 1.4426950408889634f;
 // Queries of an item where there are too few heads and sequences to keep every thread busy.
 constexpr int64_t kSplitRows = 64;
 
-std::vector<std::string> available() {
-    std::vector<std::string> names;
+struct Build {
+    std::string name;
+    const AttentionKernel* kernel;
+};
+
+// What this machine can run, best first.
+std::vector<Build> available() {
+    std::vector<Build> builds;
 #ifdef BERT_FAST_HOST_ATTENTION
     __builtin_cpu_init();
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
         __builtin_cpu_supports("avx512dq")) {
-        names.emplace_back("avx512");
-    }
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) names.emplace_back("avx2");
+#ifdef BERT_FAST_HOST_BF16_PAIRS
+        if (__builtin_cpu_supports("avx512bf16")) builds.push_back({"avx512bf16", &kAttentionAvx512Bf16});
 #endif
-    return names;
+        builds.push_back({"avx512", &kAttentionAvx512});
+    }
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) builds.push_back({"avx2", &kAttentionAvx2});
+#endif
+    return builds;
 }
 
 const AttentionKernel& kernel_for(const std::string& instructions) {
-    const auto names = available();
-    const std::string wanted = instructions.empty() && !names.empty() ? names.front() : instructions;
-    if (std::find(names.begin(), names.end(), wanted) == names.end()) {
-        refuse("instructions must be among those of this machine, got " + (wanted.empty() ? "none" : wanted));
+    const auto builds = available();
+    for (const Build& build : builds) {
+        if (instructions.empty() || instructions == build.name) return *build.kernel;
     }
-#ifdef BERT_FAST_HOST_ATTENTION
-    return wanted == "avx512" ? kAttentionAvx512 : kAttentionAvx2;
-#else
-    std::abort();  // no name is available
-#endif
+    const std::string wanted = instructions.empty() ? "none" : instructions;
+    refuse("instructions must be among those of this machine, got " + wanted);
 }
 
 void check(const AttentionCall& call, int threads, ParallelFunction parallel) {
@@ -103,8 +108,8 @@ struct Free {
 }  // namespace
 
 std::string attention_instructions() {
-    const auto names = available();
-    return names.empty() ? "" : names.front();
+    const auto builds = available();
+    return builds.empty() ? "" : builds.front().name;
 }
 
 void attention(const AttentionCall& call, int threads, ParallelFunction parallel, const std::string& instructions) {

@@ -8,6 +8,10 @@
 #if defined(__x86_64__) && (defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 9)
 #define BERT_FAST_HOST_ATTENTION
 #endif
+// And for the products of pairs of bfloat16, which compilers know since then.
+#if defined(BERT_FAST_HOST_ATTENTION) && (defined(__clang__) || __GNUC__ >= 11)
+#define BERT_FAST_HOST_BF16_PAIRS
+#endif
 
 namespace bert_fast {
 
@@ -31,7 +35,7 @@ struct AttentionCall {
     HostDType dtype;
 };
 
-// The vector instructions that attention will use here, "avx512" or "avx2"; "" where it cannot run.
+// The vector instructions that attention will use here, "avx512bf16", "avx512" or "avx2"; "" where it cannot run.
 std::string attention_instructions();
 
 // GOMP_parallel of the OpenMP runtime that PyTorch has in this process: runs body(data) in `threads` of its threads.
@@ -55,6 +59,6 @@ struct AttentionKernel {
     void (*float32)(const AttentionItem& item, float* scratch);
     void (*bfloat16)(const AttentionItem& item, float* scratch);
 };
-extern const AttentionKernel kAttentionAvx2, kAttentionAvx512;
+extern const AttentionKernel kAttentionAvx2, kAttentionAvx512, kAttentionAvx512Bf16;
 
 }  // namespace bert_fast

@@ -1,4 +1,6 @@
 // attention_item.h for AVX-512: 32 registers of 16 floats, so 12 queries by 32 keys at a time.
+#include <immintrin.h>
+
 #include <utility>
 
 #include "host/attention.h"
@@ -10,6 +12,8 @@
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,prefer-vector-width=512")
 #endif
+
+#define BERT_FAST_AVX512
 
 namespace bert_fast {
 namespace {

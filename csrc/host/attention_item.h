@@ -1,58 +1,60 @@
 // Attention of one head of one sequence, in vectors of kWidth floats and tiles of up to kRows queries. Compiled once for
-// each instruction set, in a namespace of its own: attention_avx2.cpp and attention_avx512.cpp include this in the middle.
+// each instruction set, in a namespace of its own: attention_avx2.cpp and its like include this in the middle.
 // Nothing from the standard library is called: what a header defines must not be compiled for instructions that the
 // machine may not have.
 //
-// Keys are transposed once into panels [D][2 * kWidth], the last one [D][kWidth] where that is enough, so that a tile of
-// scores is a product with queries broadcast from memory; values are copied to float32 rows. A tile's scores, kRows * S
-// floats, stay in the first-level cache up to about S = 512: softmax takes its rows as a whole, without rescaling.
+// Both products are sums over units of 32 bits (Units<T>): a float, or a pair of bfloat16 where the machine multiplies
+// pairs. Keys are transposed once into panels [units of D][2 * kWidth], the last one of kWidth where that is enough, so
+// that a tile of scores is a product with queries broadcast from memory; values become rows [units of S][D]. A tile's
+// scores, kRows * S floats, stay in the first-level cache up to about S = 512: softmax takes its rows as a whole, without
+// rescaling.
 
-typedef float Vec __attribute__((vector_size(4 * kWidth)));
-typedef int32_t IntVec __attribute__((vector_size(4 * kWidth)));
-typedef uint32_t BitVec __attribute__((vector_size(4 * kWidth)));
-typedef uint16_t ShortVec __attribute__((vector_size(2 * kWidth)));
+#include "host/attention_vectors.h"
 
 constexpr int64_t kPanel = 2 * kWidth;
 
-inline int64_t whole_vectors(int64_t n) { return (n + kWidth - 1) / kWidth * kWidth; }
-
-inline Vec load(const float* p) {
-    Vec x;
-    __builtin_memcpy(&x, p, sizeof x);
-    return x;
-}
-
-inline Vec load(const uint16_t* p) {
-    ShortVec x;
-    __builtin_memcpy(&x, p, sizeof x);
-    return (Vec)(__builtin_convertvector(x, BitVec) << 16);
-}
-
-inline void store(float* p, Vec x) { __builtin_memcpy(p, &x, sizeof x); }
-
-// Rounds to the nearest bfloat16, ties to even; a NaN keeps its sign and is quiet.
-inline void store(uint16_t* p, Vec x) {
-    const BitVec bits = (BitVec)x;
-    const BitVec rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-    const ShortVec y = __builtin_convertvector(x == x ? rounded : (bits >> 16 | 0x40), ShortVec);
-    __builtin_memcpy(p, &y, sizeof y);
-}
-
-// The same for the first n elements only, where n may be above kWidth; the other lanes are 0, and left alone.
+// What q, k, v and the weights, of dtype T in memory, are multiplied as.
 template <typename T>
-inline Vec load_some(const T* p, int64_t n) {
-    if (n >= kWidth) return load(p);
-    T staged[kWidth] = {};
-    __builtin_memcpy(staged, p, n * sizeof(T));
-    return load(staged);
-}
+struct Units;
+
+// One float each.
+struct FloatUnits {
+    static constexpr int64_t kElements = 1;
+    static Vec multiply_add(Vec sum, float unit, Vec units) { return sum + unit * units; }
+    static void store_weights(float* row, int64_t j, Vec weights) { store(row + j, weights); }
+};
+
+template <>
+struct Units<float> : FloatUnits {
+    static Vec load(const float* p, int64_t n) { return bits_of<Vec>(p, n); }
+    static Vec load_values(const float* p, const float*, int64_t n) { return load(p, n); }
+};
+
+#ifndef BERT_FAST_BF16_PAIRS
+template <>
+struct Units<uint16_t> : FloatUnits {
+    static Vec load(const uint16_t* p, int64_t n) { return widened(bits_of<ShortVec>(p, n)); }
+    static Vec load_values(const uint16_t* p, const uint16_t*, int64_t n) { return load(p, n); }
+};
+#else
+// Neighbours in D for the scores, neighbours in S for the values, whose weights are rounded to bfloat16.
+template <>
+struct Units<uint16_t> {
+    static constexpr int64_t kElements = 2;
+    static Vec multiply_add(Vec sum, float unit, Vec units) {
+        return (Vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_ps(unit), (__m512bh)units);
+    }
+    static void store_weights(float* row, int64_t j, Vec weights) { store(reinterpret_cast<uint16_t*>(row) + j, weights); }
+    static Vec load(const uint16_t* p, int64_t n) { return bits_of<Vec>(p, n); }
+    static Vec load_values(const uint16_t* p, const uint16_t* next, int64_t n) {
+        return pairs_of(bits_of<ShortVec>(p, n), next == nullptr ? ShortVec{} : bits_of<ShortVec>(next, n));
+    }
+};
+#endif
 
 template <typename T>
-inline void store_some(T* p, Vec x, int64_t n) {
-    if (n >= kWidth) return store(p, x);
-    T staged[kWidth];
-    store(staged, x);
-    __builtin_memcpy(p, staged, n * sizeof(T));
+inline int64_t units_of(int64_t elements) {
+    return (elements + Units<T>::kElements - 1) / Units<T>::kElements;
 }
 
 template <typename T>
@@ -60,90 +62,32 @@ T* row_of(const RowsOfHeads& x, int64_t row) {
     return reinterpret_cast<T*>(x.data + row * x.row);
 }
 
-// 2^x for x <= 0 within 2 units in the last place; 0 below 2^-126.
-inline Vec exp2_of(Vec x) {
-    x = x < -127.0f ? Vec{} - 127.0f : x;  // a NaN stays
-    const Vec shifted = x + 12582912.0f;   // 1.5 * 2^23: the sum's last bits are x rounded to an integer
-    const Vec f = x - (shifted - 12582912.0f);
-    Vec y = f * 1.5403530e-4f + 1.3333558e-3f;
-    y = f * y + 9.6181291e-3f;
-    y = f * y + 5.5504109e-2f;
-    y = f * y + 2.4022651e-1f;
-    y = f * y + 6.9314718e-1f;
-    y = f * y + 1.0f;
-    const Vec power = (Vec)(((IntVec)shifted + (127 - 0x4b400000)) << 23);
-    return y * power;
+// Rows lie far apart, where no hardware foresees the next: those of v and q are called for while k is packed.
+template <typename T>
+inline void call_for(const RowsOfHeads& x, int64_t row, int64_t elements) {
+    for (int64_t i = 0; i < elements; i += 64 / static_cast<int64_t>(sizeof(T))) __builtin_prefetch(row_of<T>(x, row) + i);
 }
 
-#ifdef __clang__
-template <typename Pick, size_t... kLane>
-inline Vec pick_lanes(Vec x, Vec y, Pick pick, std::index_sequence<kLane...>) {
-    return __builtin_shufflevector(x, y, pick(static_cast<int>(kLane))...);
-}
-#endif
-
-// The lanes of x and y side by side, picked by number.
-template <typename Pick>
-inline Vec shuffle(Vec x, Vec y, Pick pick) {
-#ifdef __clang__
-    return pick_lanes(x, y, pick, std::make_index_sequence<kWidth>());
-#else
-    IntVec lanes = {};
-    for (int i = 0; i < kWidth; ++i) lanes[i] = pick(i);
-    return __builtin_shuffle(x, y, lanes);
-#endif
-}
-
-template <int kStep>
-inline Vec exchanged(Vec x) {
-    return shuffle(x, x, [](int lane) { return lane ^ kStep; });
-}
-
-template <int kStep = kWidth / 2>
-inline float largest(Vec x) {
-    const Vec other = exchanged<kStep>(x);
-    x = other > x ? other : x;
-    if constexpr (kStep > 1) return largest<kStep / 2>(x);
-    return x[0];
-}
-
-template <int kStep = kWidth / 2>
-inline float sum_of(Vec x) {
-    x += exchanged<kStep>(x);
-    if constexpr (kStep > 1) return sum_of<kStep / 2>(x);
-    return x[0];
-}
-
-// In place: rows[i][j] becomes rows[j][i]. Each step exchanges the blocks of kStep beside the diagonal.
-template <int kStep = 1>
-inline void transpose(Vec (&rows)[kWidth]) {
-    for (int i = 0; i < kWidth; ++i) {
-        if ((i & kStep) != 0) continue;
-        const Vec x = rows[i], y = rows[i + kStep];
-        rows[i] = shuffle(x, y, [](int lane) { return (lane & kStep) == 0 ? lane : kWidth + lane - kStep; });
-        rows[i + kStep] = shuffle(x, y, [](int lane) { return (lane & kStep) == 0 ? lane + kStep : kWidth + lane; });
-    }
-    if constexpr (2 * kStep < kWidth) transpose<2 * kStep>(rows);
-}
-
-// scores [kTile][stride] of a panel's kVecs * kWidth keys: queries [kTile][D] times panel [D][kVecs * kWidth].
-template <int kTile, int kVecs>
-void score_panel(const float* queries, const float* panel, int64_t head_dim, float* scores, int64_t stride) {
+// scores [kTile][stride] of a panel's kVecs * kWidth keys: queries [kTile][steps] times panel [steps][kVecs * kWidth].
+template <typename T, int kTile, int kVecs>
+void score_panel(const float* queries, const float* panel, int64_t steps, float scale, float* scores, int64_t stride) {
     Vec sums[kTile][kVecs] = {};
-    for (int64_t d = 0; d < head_dim; ++d) {
+    for (int64_t d = 0; d < steps; ++d) {
         Vec keys[kVecs];
         for (int i = 0; i < kVecs; ++i) keys[i] = load(panel + (d * kVecs + i) * kWidth);
         for (int r = 0; r < kTile; ++r) {
-            for (int i = 0; i < kVecs; ++i) sums[r][i] += queries[r * head_dim + d] * keys[i];
+            for (int i = 0; i < kVecs; ++i) sums[r][i] = Units<T>::multiply_add(sums[r][i], queries[r * steps + d], keys[i]);
         }
     }
     for (int r = 0; r < kTile; ++r) {
-        for (int i = 0; i < kVecs; ++i) store(scores + r * stride + i * kWidth, sums[r][i]);
+        for (int i = 0; i < kVecs; ++i) store(scores + r * stride + i * kWidth, sums[r][i] * scale);
     }
 }
 
-// Turns a row of `keys` scores (whole vectors, in log2 units) into the weights 2^(score - largest), in place. Scores from
-// `length` on and those of hidden keys are ignored, and get no weight. Returns the weights' sum, 0 if nothing is seen.
+// Turns a row of `keys` scores (whole vectors, in log2 units) into the weights 2^(score - largest), in place and as they
+// are multiplied. Scores from `length` on and those of hidden keys are ignored, and get no weight. Returns the weights'
+// sum, 0 if nothing is seen.
+template <typename T>
 inline float weigh(float* scores, int64_t length, int64_t keys, const uint8_t* visible) {
     for (int64_t j = length; j < keys; ++j) scores[j] = -__builtin_inff();
     if (visible != nullptr) {
@@ -163,24 +107,27 @@ inline float weigh(float* scores, int64_t length, int64_t keys, const uint8_t* v
     }
     Vec sums = {};
     for (int64_t j = 0; j < keys; j += kWidth) {
-        const Vec weight = exp2_of(load(scores + j) - top);
-        store(scores + j, weight);
-        sums += weight;
+        const Vec weights = exp2_of(load(scores + j) - top);
+        Units<T>::store_weights(scores, j, weights);
+        sums += weights;
     }
     return sum_of(sums);
 }
 
-// Columns d .. d + kVecs * kWidth of weights [kTile][stride] times values [length][width], times `inverse`, one number a
+// Columns d .. d + kVecs * kWidth of weights [kTile][stride] times values [steps][width], times `inverse`, one number a
 // row. The last columns may lie beyond the head's.
-template <int kTile, int kVecs, typename T>
-void mix_values(const float* weights, int64_t stride, const float* values, int64_t width, int64_t length,
-                const float* inverse, int64_t d, const AttentionItem& item, int64_t first) {
+template <typename T, int kTile, int kVecs>
+void mix_values(const float* weights, int64_t stride, const float* values, int64_t width, const float* inverse, int64_t d,
+                const AttentionItem& item, int64_t first) {
     Vec mixed[kTile][kVecs] = {};
-    for (int64_t j = 0; j < length; ++j) {
+    const int64_t steps = units_of<T>(item.length);
+    for (int64_t j = 0; j < steps; ++j) {
         Vec columns[kVecs];
         for (int i = 0; i < kVecs; ++i) columns[i] = load(values + j * width + d + i * kWidth);
         for (int r = 0; r < kTile; ++r) {
-            for (int i = 0; i < kVecs; ++i) mixed[r][i] += weights[r * stride + j] * columns[i];
+            for (int i = 0; i < kVecs; ++i) {
+                mixed[r][i] = Units<T>::multiply_add(mixed[r][i], weights[r * stride + j], columns[i]);
+            }
         }
     }
     for (int r = 0; r < kTile; ++r) {
@@ -213,18 +160,26 @@ inline bool seen(const AttentionItem& item, int64_t key) {
 
 template <typename T>
 void pack_keys(const AttentionItem& item, const Scratch& scratch) {
-    const int64_t head_dim = item.head_dim;
+    const int64_t units = units_of<T>(item.head_dim);
     for (int64_t key = 0; key < scratch.keys; key += kWidth) {
         const int64_t panel = key / kPanel * kPanel;
         const int64_t step = scratch.keys - panel < kPanel ? kWidth : kPanel;
-        float* target = scratch.panels + panel * head_dim + (key - panel);
-        for (int64_t d = 0; d < head_dim; d += kWidth) {
+        float* target = scratch.panels + panel * units + (key - panel);
+        for (int64_t i = key; i < item.length && i < key + kWidth; ++i) {
+            call_for<T>(item.v, i, item.head_dim);
+            if (item.first <= i && i < item.last) call_for<T>(item.q, i, item.head_dim);
+        }
+        for (int64_t d = 0; d < units; d += kWidth) {
+            const int64_t element = d * Units<T>::kElements;
             Vec rows[kWidth];
             for (int i = 0; i < kWidth; ++i) {
-                rows[i] = seen(item, key + i) ? load_some(row_of<T>(item.k, key + i) + d, head_dim - d) : Vec{};
+                rows[i] = Vec{};
+                if (seen(item, key + i)) {
+                    rows[i] = Units<T>::load(row_of<T>(item.k, key + i) + element, item.head_dim - element);
+                }
             }
             transpose(rows);
-            const int64_t columns = head_dim - d < kWidth ? head_dim - d : kWidth;
+            const int64_t columns = units - d < kWidth ? units - d : kWidth;
             for (int64_t i = 0; i < columns; ++i) store(target + (d + i) * step, rows[i]);
         }
     }
@@ -232,34 +187,41 @@ void pack_keys(const AttentionItem& item, const Scratch& scratch) {
 
 template <typename T>
 void pack_values(const AttentionItem& item, const Scratch& scratch) {
-    for (int64_t key = 0; key < item.length; ++key) {
+    constexpr int64_t kStep = Units<T>::kElements;
+    for (int64_t key = 0; key < item.length; key += kStep) {
+        const bool here = seen(item, key), next = kStep == 2 && seen(item, key + 1);
         for (int64_t d = 0; d < scratch.width; d += kWidth) {
-            const T* source = row_of<T>(item.v, key) + d;
-            store(scratch.values + key * scratch.width + d, seen(item, key) ? load_some(source, item.head_dim - d) : Vec{});
+            // A key that hides beside one that shows is left out by reading the zeros of `none`.
+            static constexpr T none[kWidth] = {};
+            const T* first = here ? row_of<T>(item.v, key) + d : none;
+            const T* second = next ? row_of<T>(item.v, key + 1) + d : nullptr;
+            store(scratch.values + key / kStep * scratch.width + d, Units<T>::load_values(first, second, item.head_dim - d));
         }
     }
 }
 
 template <typename T, int kTile>
 void attend_tile(const AttentionItem& item, const Scratch& scratch, int64_t first) {
-    const int64_t head_dim = item.head_dim, keys = scratch.keys, width = scratch.width;
+    const int64_t head_dim = item.head_dim, keys = scratch.keys, width = scratch.width, units = units_of<T>(head_dim);
     for (int r = 0; r < kTile; ++r) {
-        for (int64_t d = 0; d < head_dim; d += kWidth) {
-            const Vec x = load_some(row_of<T>(item.q, first + r) + d, head_dim - d);
-            store_some(scratch.queries + r * head_dim + d, x * item.scale_log2, head_dim - d);
+        for (int64_t d = 0; d < units; d += kWidth) {
+            const int64_t element = d * Units<T>::kElements;
+            const Vec x = Units<T>::load(row_of<T>(item.q, first + r) + element, head_dim - element);
+            store_some(scratch.queries + r * units + d, x, units - d);
         }
     }
+    const float* panel = scratch.panels;
     int64_t key = 0;
-    for (; key + kPanel <= keys; key += kPanel) {
-        score_panel<kTile, 2>(scratch.queries, scratch.panels + key * head_dim, head_dim, scratch.scores + key, keys);
+    for (; key + kPanel <= keys; key += kPanel, panel += kPanel * units) {
+        score_panel<T, kTile, 2>(scratch.queries, panel, units, item.scale_log2, scratch.scores + key, keys);
     }
     if (key < keys) {
-        score_panel<kTile, 1>(scratch.queries, scratch.panels + key * head_dim, head_dim, scratch.scores + key, keys);
+        score_panel<T, kTile, 1>(scratch.queries, panel, units, item.scale_log2, scratch.scores + key, keys);
     }
     float inverse[kTile];
     for (int r = 0; r < kTile; ++r) {
         float* row = scratch.scores + r * keys;
-        const float sum = weigh(row, item.length, keys, item.visible);
+        const float sum = weigh<T>(row, item.length, keys, item.visible);
         inverse[r] = 1 / sum;
         if (sum == 0) {  // nothing is seen
             for (int64_t j = 0; j < keys; ++j) row[j] = 0;
@@ -268,10 +230,10 @@ void attend_tile(const AttentionItem& item, const Scratch& scratch, int64_t firs
     }
     int64_t d = 0;
     for (; d + kPanel <= width; d += kPanel) {
-        mix_values<kTile, 2, T>(scratch.scores, keys, scratch.values, width, item.length, inverse, d, item, first);
+        mix_values<T, kTile, 2>(scratch.scores, keys, scratch.values, width, inverse, d, item, first);
     }
     if (d < width) {
-        mix_values<kTile, 1, T>(scratch.scores, keys, scratch.values, width, item.length, inverse, d, item, first);
+        mix_values<T, kTile, 1>(scratch.scores, keys, scratch.values, width, inverse, d, item, first);
     }
 }
 
