@@ -13,53 +13,11 @@ import numpy as np
 
 from bert_fast import extension
 from bert_fast.training import draws
-from bert_fast.training.arrays import Integers, function, integers, rising, token_ids, whole
+from bert_fast.training.arrays import Integers, function, integers, whole
+from bert_fast.training.documents import Documents
 from bert_fast.training.draws import Draws, Purpose
 
 _MOST_PAIRS = 2**24  # of a document: a pair's number takes the low bits of its index
-
-
-@dataclass(frozen=True, eq=False)
-class Documents:
-    """Tokenized sentences of documents, without special tokens.
-
-    Attributes:
-        tokens: int32 or int64 ``[tokens]``, of all sentences one after another.
-        sentence_offsets: int64 ``[sentences + 1]``, where sentences start in ``tokens``, and the end.
-        document_offsets: int64 ``[documents + 1]``, where documents start among the sentences, and the end.
-
-    Raises:
-        ValueError: offsets that do not rise from 0 to the end, or an empty sentence or document.
-    """
-
-    tokens: np.ndarray
-    sentence_offsets: np.ndarray
-    document_offsets: np.ndarray
-
-    def __post_init__(self) -> None:
-        tokens = token_ids("tokens", self.tokens)
-        sentences = rising("sentence_offsets", self.sentence_offsets, tokens.size, "tokens", least=1)
-        documents = rising("document_offsets", self.document_offsets, sentences.size - 1, "sentences", least=1)
-        for name, value in [("tokens", tokens), ("sentence_offsets", sentences), ("document_offsets", documents)]:
-            object.__setattr__(self, name, value)
-
-    @classmethod
-    def from_lists(cls, documents: Iterable[Iterable[Integers]], dtype: type = np.int64) -> "Documents":
-        """Documents as lists of sentences as lists of ids; empty sentences and documents are left out."""
-        read: Iterable[list[np.ndarray]] = (
-            [integers("a sentence", sentence).astype(dtype) for sentence in sentences if len(sentence)]
-            for sentences in documents
-        )
-        kept = [sentences for sentences in read if sentences]
-        flat = [sentence for sentences in kept for sentence in sentences]
-        return cls(
-            np.concatenate(flat) if flat else np.empty(0, dtype=dtype),
-            np.cumsum([0, *map(len, flat)]),
-            np.cumsum([0, *map(len, kept)]),
-        )
-
-    def __len__(self) -> int:
-        return len(self.document_offsets) - 1
 
 
 class SentencePairs(NamedTuple):
@@ -79,6 +37,24 @@ class SentencePairs(NamedTuple):
     cu_seqlens: np.ndarray
     next_sentence_label: np.ndarray
     indices: np.ndarray
+
+
+class ChosenPairs(NamedTuple):
+    """Which tokens make which pair, before they are gathered.
+
+    Attributes:
+        ranges: int64 ``[B, 4]``: A's first token in the documents' tokens and the end, B's first and the end.
+        next_sentence_label, indices: as in :class:`SentencePairs`.
+    """
+
+    ranges: np.ndarray
+    next_sentence_label: np.ndarray
+    indices: np.ndarray
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each pair with its three special tokens: int64 ``[B]``."""
+        return self.ranges[:, 1] - self.ranges[:, 0] + self.ranges[:, 3] - self.ranges[:, 2] + 3
 
 
 @dataclass(frozen=True)
@@ -136,6 +112,13 @@ class SentencePairing:
         Raises:
             ValueError: fewer than two documents, a number that is not one of them, an epoch outside its range.
         """
+        pairs = self.choose(documents, chosen, epoch=epoch)
+        cu_seqlens = np.concatenate([[0], np.cumsum(pairs.lengths, dtype=np.int64)])
+        ids, types = self.pack(documents.tokens, pairs.ranges)
+        return SentencePairs(ids, types, cu_seqlens, pairs.next_sentence_label, pairs.indices)
+
+    def choose(self, documents: Documents, chosen: Integers | None = None, *, epoch: int = 0) -> ChosenPairs:
+        """The pairs that calling gives, without their tokens: 48 bytes a pair, whatever its length."""
         draws.check_seed(self.seed, epoch)
         if not 2 <= len(documents) < 2**32:
             raise ValueError(f"documents must be 2 or more (and below 2**32), not {len(documents)}")
@@ -146,10 +129,37 @@ class SentencePairing:
         if counts.size and counts.max() > _MOST_PAIRS:
             raise ValueError(f"a document makes {counts.max()} pairs, more than {_MOST_PAIRS}: cut it into several")
         in_document = np.arange(len(ranges)) - np.repeat(np.cumsum(counts) - counts, counts)
-        lengths = ranges[:, 1] - ranges[:, 0] + ranges[:, 3] - ranges[:, 2] + 3
-        cu_seqlens = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
-        ids, types = self._pack(documents.tokens, ranges, int(cu_seqlens[-1]))
-        return SentencePairs(ids, types, cu_seqlens, is_random, np.repeat(numbers, counts) * _MOST_PAIRS + in_document)
+        return ChosenPairs(ranges, is_random, np.repeat(numbers, counts) * _MOST_PAIRS + in_document)
+
+    def pack(self, tokens: np.ndarray, ranges: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """``input_ids`` and ``token_type_ids`` of pairs, each ``[T]`` in the dtype of ``tokens``.
+
+        Args:
+            tokens: the documents' tokens, int32 or int64.
+            ranges: int64 ``[B, 4]``: rows of :attr:`ChosenPairs.ranges`.
+
+        Raises:
+            ValueError: a range that does not lie in the tokens.
+        """
+        ranges = np.ascontiguousarray(ranges, dtype=np.int64)
+        lies_in = ranges.size == 0 or (ranges.min() >= 0 and ranges.max() <= tokens.size)
+        if not lies_in or (ranges[:, 1::2] < ranges[:, ::2]).any():
+            raise ValueError(f"ranges must rise and lie in 0 .. {tokens.size}, the number of tokens")
+        total = int((ranges[:, 1::2] - ranges[:, ::2]).sum()) + 3 * len(ranges)
+        compiled = function("pack_pairs", tokens)
+        if compiled is not None:
+            ids, types = np.empty(total, dtype=tokens.dtype), np.empty(total, dtype=tokens.dtype)
+            pointers = (ids.ctypes.data, types.ctypes.data)
+            special = (self.cls_token_id, self.sep_token_id)
+            compiled(tokens.ctypes.data, ranges.ctypes.data, len(ranges), *special, *pointers)
+            return ids, types
+        cls, sep = np.array([[self.cls_token_id], [self.sep_token_id]], dtype=tokens.dtype)
+        parts: list[np.ndarray] = []
+        for a_begin, a_end, b_begin, b_end in ranges.tolist():
+            parts += [cls, tokens[a_begin:a_end], sep, tokens[b_begin:b_end], sep]
+        lengths = (ranges[:, 1::2] - ranges[:, ::2] + [2, 1]).flatten()
+        types = np.repeat(np.tile(np.array([0, 1], dtype=tokens.dtype), len(ranges)), lengths)
+        return np.concatenate(parts) if parts else np.empty(0, dtype=tokens.dtype), types
 
     def _ranges(
         self, documents: Documents, numbers: np.ndarray, epoch: int
@@ -203,22 +213,6 @@ class SentencePairing:
             _truncate(bounds, most, source)
             yield bounds[0], bounds[1], bounds[2], bounds[3], is_random
             begin = middle if is_random else end
-
-    def _pack(self, tokens: np.ndarray, ranges: np.ndarray, total: int) -> tuple[np.ndarray, np.ndarray]:
-        compiled = function("pack_pairs", tokens)
-        if compiled is not None:
-            ids, types = np.empty(total, dtype=tokens.dtype), np.empty(total, dtype=tokens.dtype)
-            pointers = (ids.ctypes.data, types.ctypes.data)
-            special = (self.cls_token_id, self.sep_token_id)
-            compiled(tokens.ctypes.data, ranges.ctypes.data, len(ranges), *special, *pointers)
-            return ids, types
-        cls, sep = np.array([[self.cls_token_id], [self.sep_token_id]], dtype=tokens.dtype)
-        parts: list[np.ndarray] = []
-        for a_begin, a_end, b_begin, b_end in ranges.tolist():
-            parts += [cls, tokens[a_begin:a_end], sep, tokens[b_begin:b_end], sep]
-        lengths = (ranges[:, 1::2] - ranges[:, ::2] + [2, 1]).flatten()
-        types = np.repeat(np.tile(np.array([0, 1], dtype=tokens.dtype), len(ranges)), lengths)
-        return np.concatenate(parts) if parts else np.empty(0, dtype=tokens.dtype), types
 
 
 def _reaching(start_of: Sequence[int] | np.ndarray, begin: int, last: int, target: int) -> int:

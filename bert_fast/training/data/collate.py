@@ -11,8 +11,8 @@ import torch
 
 from bert_fast.packing import PackedBatch
 from bert_fast.training.data.example import Batch, Example
+from bert_fast.training.masking import IGNORED
 
-IGNORED = -100
 LabelKind = Literal["class", "value", "multi", "token", "span", "choice"]
 
 
@@ -55,49 +55,55 @@ class PackedCollator:
 
     def __call__(self, examples: Sequence[Example]) -> Batch:
         """``examples``: one or more."""
-        data = self.inputs(examples)
+        ids, types, lengths = joined(examples)
+        data = self.arranged(ids, types, lengths)
+        if self.padded and any(example.lengths is not None for example in examples):
+            choices = _equal_choices(examples)
+            data = {name: rows.unflatten(0, (-1, choices)) for name, rows in data.items()}
         counts: dict[str, int] = {}
         if self.labels is not None:
             targets, counts = _LABELS[self.labels](examples)
-            if self.labels == "token" and self.padded:
-                lengths = [len(example) for example in examples]
-                rows = np.split(targets["labels"], np.cumsum(lengths)[:-1])
-                targets = {"labels": self._filled(rows, IGNORED)}
             data |= {name: torch.from_numpy(array) for name, array in targets.items()}
+            if self.labels == "token":
+                data["labels"] = self.arranged_labels(targets["labels"], lengths)
             if self.labels == "choice" and not self.padded:
                 data["num_choices"] = len(examples[0].sequence_lengths)
-        tokens = sum(map(len, examples))
-        return Batch(data, label_counts=counts, infos=[example.info for example in examples], tokens=tokens)
+        return Batch(data, label_counts=counts, infos=[example.info for example in examples], tokens=len(ids))
 
-    def inputs(self, examples: Sequence[Example]) -> dict[str, Any]:
-        """What the batch holds beside labels."""
-        if not examples:
-            raise ValueError("a batch needs at least one example")
-        lengths = [length for example in examples for length in example.sequence_lengths]
-        ids = np.concatenate([example.input_ids for example in examples])
-        types = None
-        if any(example.token_type_ids is not None for example in examples):
-            types = np.concatenate([_types(example) for example in examples])
+    def arranged(self, ids: np.ndarray, types: np.ndarray | None, lengths: Sequence[int]) -> dict[str, Any]:
+        """The inputs of a model, of sequences that lie one after another in arrays ``[T]``."""
         if not self.padded:
             return {"input_ids": packed(ids, types, lengths)}
-        cuts = np.cumsum(lengths)[:-1]
         columns = {
-            "input_ids": self._filled(np.split(ids, cuts), self.pad_token_id),
-            "attention_mask": self._filled([np.ones(length, dtype=np.int64) for length in lengths], 0),
-            "token_type_ids": self._filled(np.split(np.zeros_like(ids) if types is None else types, cuts), 0),
+            "input_ids": (ids, self.pad_token_id),
+            "attention_mask": (np.ones_like(ids), 0),
+            "token_type_ids": (np.zeros_like(ids) if types is None else types, 0),
         }
-        if any(example.lengths is not None for example in examples):
-            choices = _equal_choices(examples)
-            columns = {name: array.reshape(len(examples), choices, -1) for name, array in columns.items()}
-        return {name: torch.from_numpy(array) for name, array in columns.items()}
+        return {name: self._filled(values, lengths, filler) for name, (values, filler) in columns.items()}
 
-    def _filled(self, rows: Sequence[np.ndarray], filler: int) -> np.ndarray:
-        width = max(map(len, rows))
+    def arranged_labels(self, labels: np.ndarray, lengths: Sequence[int]) -> torch.Tensor:
+        """Labels of tokens beside these inputs: int64 ``[T]``, padded ``[B, S]`` with -100."""
+        if self.padded:
+            return self._filled(labels, lengths, IGNORED)
+        return torch.from_numpy(labels.astype(np.int64, copy=False))
+
+    def _filled(self, values: np.ndarray, lengths: Sequence[int], filler: int) -> torch.Tensor:
         multiple = self.pad_to_multiple_of or 1
-        filled = np.full((len(rows), -(-width // multiple) * multiple), filler, dtype=np.int64)
-        for row, values in zip(filled, rows, strict=True):
-            row[: len(values)] = values
-        return filled
+        width = -(-max(lengths) // multiple) * multiple
+        filled = np.full((len(lengths), width), filler, dtype=np.int64)
+        filled[np.arange(width) < np.asarray(lengths)[:, None]] = values
+        return torch.from_numpy(filled)
+
+
+def joined(examples: Sequence[Example]) -> tuple[np.ndarray, np.ndarray | None, list[int]]:
+    """``input_ids [T]``, ``token_type_ids [T]`` (None if no example has any), and each sequence's tokens."""
+    if not examples:
+        raise ValueError("a batch needs at least one example")
+    ids = np.concatenate([example.input_ids for example in examples])
+    types = None
+    if any(example.token_type_ids is not None for example in examples):
+        types = np.concatenate([_types(example) for example in examples])
+    return ids, types, [length for example in examples for length in example.sequence_lengths]
 
 
 def packed(input_ids: np.ndarray, token_type_ids: np.ndarray | None, lengths: Sequence[int]) -> PackedBatch:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -129,8 +129,3 @@ def _ids(name: str, given: Any) -> np.ndarray:
 def _joined(rows: Sequence[Sequence[int] | np.ndarray]) -> np.ndarray:
     parts = [np.asarray(row, dtype=np.int32) for row in rows]
     return np.concatenate(parts) if parts else np.empty(0, dtype=np.int32)
-
-
-def example_lengths(examples: Sequence[Example]) -> Iterator[int]:
-    """Tokens of each example."""
-    return map(len, examples)

@@ -1,0 +1,211 @@
+"""Raw documents to tokens on disk: read once as a stream, memory-mapped from then on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from bert_fast.io import atomic_directory
+from bert_fast.rows import InputError, read_rows
+from bert_fast.rows.files import SUFFIXES, File
+from bert_fast.tokenizer import Tokenizer
+from bert_fast.tokenizer.files import UNLIMITED
+from bert_fast.training.documents import Documents
+
+_VERSION = 1  # of the files' meaning: raise it where the same text would give other arrays
+_SENTENCES = 4096  # tokenized at a time
+_ARRAYS = {"tokens": np.int32, "sentence_offsets": np.int64, "document_offsets": np.int64}
+Source = str | Path | Sequence[Path] | Iterable[Any]
+
+
+class Corpus:
+    """Tokenized documents in memory-mapped files, whose pages the system reads and lets go as it likes.
+
+    Args:
+        documents: a path or a list of ``pathlib.Path`` (of text: a sentence a line, a blank line between documents; of other
+            formats: a document a row, its sentences being the lines of ``text_field``), or an iterable of documents,
+            each a text of lines, a list of sentences or a row with ``text_field``. A sentence without tokens is left
+            out, and so is a document without sentences.
+        tokenizer: of the model.
+        cache: a directory to keep the files in, under a name made of the documents' content, the tokenizer and
+            ``text_field``: the same again is found again, whatever its path. Complete or absent. None: a temporary
+            directory, which goes with this object.
+        text_field: the rows' field that holds the text.
+
+    Attributes:
+        documents: :class:`Documents` of mapped arrays, tokens int32.
+
+    Raises:
+        InputError: what cannot be read, or holds no tokens.
+
+    Memory does not grow with the documents. An iterator is read once and therefore always tokenized; anything that can
+    be read twice is first read for its name. Processes that start together without the files each make them; one stays.
+    """
+
+    documents: Documents
+
+    def __init__(
+        self,
+        documents: Source,
+        tokenizer: Tokenizer,
+        *,
+        cache: str | Path | None = None,
+        text_field: str = "text",
+    ) -> None:
+        if cache is None:
+            self._temporary = tempfile.TemporaryDirectory(prefix="bert_fast-corpus-")
+            self.path = Path(self._temporary.name) / "corpus"
+        else:
+            self.path = Path(cache) / _key(documents, tokenizer, text_field)
+        if not self.path.is_dir():
+            try:
+                with atomic_directory(self.path) as folder:
+                    _tokenize(_sentences(documents, text_field), tokenizer, folder)
+                    if self.path.is_dir():
+                        raise _MadeByAnother
+            except _MadeByAnother:
+                pass
+        self._open()
+
+    def _open(self) -> None:
+        self.documents = Documents(*(_mapped(self.path / f"{name}.bin", kind) for name, kind in _ARRAYS.items()))
+
+    def __len__(self) -> int:
+        return len(self.documents)
+
+    @property
+    def token_count(self) -> int:
+        """Tokens of all documents, without special tokens."""
+        return self.documents.tokens.size
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self.path}  # another process maps the files for itself
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.path = state["path"]
+        self._open()
+
+
+class _MadeByAnother(Exception):
+    """Another process has put the same files in place."""
+
+
+def _mapped(path: Path, kind: type) -> np.ndarray:
+    return np.asarray(np.memmap(path, dtype=kind, mode="r"))
+
+
+# ---------------------------------------------------------------- documents as a stream of sentences
+
+
+def _sentences(documents: Any, text_field: str) -> Iterator[str | None]:
+    """Sentences, and None where a document ends."""
+    paths = _paths(documents)
+    if paths is None:
+        for number, document in enumerate(documents, 1):
+            yield from _lines(document, text_field, f"document {number}")
+            yield None
+        return
+    for path in paths:
+        if _is_text(path):
+            for row in read_rows(path, "text"):
+                yield row["text"] if row["text"].strip() else None
+            yield None
+        else:
+            rows = read_rows(path, columns=[text_field])
+            for row in rows:
+                yield from _lines(row, text_field, rows.where)
+                yield None
+
+
+def _lines(document: Any, text_field: str, where: str) -> Iterable[str]:
+    if isinstance(document, Mapping):
+        if text_field not in document:
+            raise InputError(f"{where}: no field {text_field!r}; there are {', '.join(map(repr, document))}")
+        document = document[text_field]
+    if isinstance(document, str):
+        return document.splitlines()
+    if not isinstance(document, (list, tuple)) or not all(isinstance(sentence, str) for sentence in document):
+        raise InputError(f"{where}: a document is a text, a list of sentences or a row, not {document!r:.60}")
+    return document
+
+
+def _paths(documents: Source) -> list[Path] | None:
+    if isinstance(documents, (str, Path)):
+        return [Path(documents)]
+    if isinstance(documents, (list, tuple)) and documents and all(isinstance(d, Path) for d in documents):
+        return list(documents)
+    return None
+
+
+def _is_text(path: Path) -> bool:
+    return File(path).format(SUFFIXES, "give one of these") == "text"
+
+
+def _key(documents: Any, tokenizer: Tokenizer, text_field: str) -> str:
+    """A name for the result: the same content, tokenizer and settings have the same."""
+    state = json.loads(tokenizer.backend.to_str())
+    state.update(truncation=None, padding=None)  # how it was last called, not what it is
+    digest = hashlib.blake2b(json.dumps([_VERSION, state, text_field], sort_keys=True).encode(), digest_size=16)
+    paths = _paths(documents)
+    if paths is not None:
+        for path in paths:
+            digest.update(f"\0{path.suffixes}\0{File(path).size}\0".encode())
+            with open(path, "rb") as file:
+                while block := file.read(1 << 20):
+                    digest.update(block)
+    elif iter(documents) is documents:
+        digest.update(os.urandom(16))
+    else:
+        for sentence in _sentences(documents, text_field):
+            digest.update(b"\0" if sentence is None else sentence.encode("utf-8", "surrogatepass") + b"\n")
+    return digest.hexdigest()
+
+
+# ---------------------------------------------------------------- sentences to files
+
+
+def _tokenize(sentences: Iterator[str | None], tokenizer: Tokenizer, folder: Path) -> None:
+    files = {name: open(folder / f"{name}.bin", "wb") for name in _ARRAYS}  # noqa: SIM115 - closed below
+    try:
+        tokens = 0
+        sentence_count = document_end = 0
+        for name in ("sentence_offsets", "document_offsets"):
+            _write(files[name], [0], np.int64)
+        while taken := list(islice(sentences, _SENTENCES)):
+            texts = [sentence for sentence in taken if sentence is not None]
+            encoded = iter(tokenizer.encode_batch(texts, max_length=UNLIMITED, add_special_tokens=False).input_ids)
+            flat: list[int] = []
+            sentence_ends, document_ends = [], []
+            for sentence in taken:
+                if sentence is None:
+                    if sentence_count > document_end:
+                        document_end = sentence_count
+                        document_ends.append(document_end)
+                    continue
+                ids = next(encoded)
+                if ids:
+                    flat += ids
+                    sentence_count += 1
+                    sentence_ends.append(tokens + len(flat))
+            tokens += len(flat)
+            for name, values in zip(_ARRAYS, (flat, sentence_ends, document_ends), strict=True):
+                _write(files[name], values, _ARRAYS[name])
+        if not tokens:
+            raise InputError("the documents hold no tokens")
+        if sentence_count > document_end:
+            _write(files["document_offsets"], [sentence_count], np.int64)
+    finally:
+        for file in files.values():
+            file.close()
+
+
+def _write(file: BinaryIO, values: Sequence[int], kind: type) -> None:
+    file.write(np.asarray(values, dtype=kind).tobytes())
