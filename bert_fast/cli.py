@@ -80,6 +80,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     convert.add_argument("--force", action="store_true", help="replace a folder that is there")
     convert.set_defaults(command=_convert)
+
+    _add_tokenizer(commands, common)
     return parser
 
 
@@ -114,6 +116,30 @@ def _add_encode(commands: argparse._SubParsersAction, common: argparse.ArgumentP
     encode.add_argument("--overwrite", action="store_true", help="replace an output that is there already")
     encode.add_argument("--quiet", action="store_true", help="no progress, no summary")
     encode.set_defaults(command=_encode)
+
+
+def _add_tokenizer(commands: argparse._SubParsersAction, common: argparse.ArgumentParser) -> None:
+    tokenizer = commands.add_parser("tokenizer", parents=[common], help="train a WordPiece vocabulary")
+    actions = tokenizer.add_subparsers(title="actions", metavar="ACTION", required=True)
+    train = actions.add_parser(
+        "train",
+        parents=[common],
+        help="a folder with a tokenizer, from texts",
+        description="Learns a WordPiece vocabulary and writes a folder that bert_fast and transformers load.",
+    )
+    train.add_argument("inputs", nargs="+", metavar="INPUT", help=_SUFFIX_HELP)
+    train.add_argument("--output", required=True, metavar="DIR", help="the folder to write; complete or absent")
+    train.add_argument("--vocab-size", type=int, default=30522, metavar="N", help="the most tokens (default 30522)")
+    case = train.add_mutually_exclusive_group()
+    case.add_argument("--uncased", dest="lowercase", action="store_true", default=True, help="lower case (default)")
+    case.add_argument("--cased", dest="lowercase", action="store_false", help="letters and accents as written")
+    train.add_argument("--min-frequency", type=int, default=2, metavar="N", help="of a pair of pieces (default 2)")
+    train.add_argument("--alphabet", type=int, default=1000, metavar="N", help="the most characters (default 1000)")
+    train.add_argument("--max-length", type=int, default=512, metavar="N", help="tokens of the model (default 512)")
+    train.add_argument("--input-format", metavar="NAME", help="default: what the suffix says")
+    train.add_argument("--text-field", default="text", metavar="NAME", help="JSON field or column (default: text)")
+    train.add_argument("--force", action="store_true", help="replace a folder that is there")
+    train.set_defaults(command=_tokenizer_train)
 
 
 def _version() -> str:
@@ -185,4 +211,13 @@ def _convert(arguments: argparse.Namespace) -> int:
 
     options = {name: getattr(arguments, name) for name in ("model_class", "dtype", "do_lower_case", "force")}
     print(convert(arguments.source, arguments.target, **options))
+    return 0
+
+
+def _tokenizer_train(arguments: argparse.Namespace) -> int:
+    from bert_fast.tokenizer.training import train_tokenizer_files
+
+    names = ("input_format", "text_field", "force", "vocab_size", "lowercase", "min_frequency", "alphabet")
+    options = {name: getattr(arguments, name) for name in names}
+    print(train_tokenizer_files(arguments.inputs, arguments.output, model_max_length=arguments.max_length, **options))
     return 0

@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from bert_fast.encode.inputs import InputError, _pyarrow
 from bert_fast.io import fsync
+from bert_fast.rows.errors import InputError
+from bert_fast.rows.tables import pyarrow
 
 OUTPUTS = (".npy", ".safetensors", ".parquet")
 _NPY_HEADER = 128
@@ -27,7 +28,7 @@ def output_kind(path: Path) -> str:
     if suffix not in OUTPUTS:
         raise InputError(f"{path}: an output file ends in {', '.join(OUTPUTS)}, which decides its format")
     if suffix == ".parquet":
-        _pyarrow("writing Parquet")
+        pyarrow("writing Parquet")
     return suffix
 
 
@@ -52,7 +53,7 @@ def header(kind: str, rows: int, hidden: int, about: dict[str, Any]) -> bytes:
 
 def write_parquet(rows_file: Path, target: Path, rows: int, hidden: int) -> None:
     """Writes `target` with one column, `embedding`: a fixed-size list of `hidden` float32 for each row."""
-    pa, pq = _pyarrow("writing Parquet")
+    pa, pq = pyarrow("writing Parquet")
     schema = pa.schema([pa.field("embedding", pa.list_(pa.float32(), hidden))])
     per_group = max(1, _PARQUET_BYTES // (4 * hidden))
     how = {"compression": "NONE", "use_dictionary": False}  # random mantissas do not compress

@@ -29,18 +29,19 @@ def _row(line: str, columns: Columns) -> dict[str, Any] | Bad:
     if not isinstance(row, dict):
         return Bad(f"a JSON object is needed, not a {type(row).__name__}")
     picked = columns.pick(row)
-    return Bad(HALF_A_PAIR) if "\\u" in line and not isinstance(picked, Bad) and _broken(picked) else picked
+    if "\\u" in line and not isinstance(picked, Bad):  # only an escape can make what UTF-8 cannot hold
+        return _without_half_pairs(picked)
+    return picked
 
 
-HALF_A_PAIR = "a string holds half a surrogate pair, which is no character"
-
-
-def _broken(row: dict[str, Any]) -> bool:
-    try:
-        json.dumps(row, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        return True
-    return False
+def _without_half_pairs(row: dict[str, Any]) -> dict[str, Any] | Bad:
+    for name, value in row.items():
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            return Bad(f"character {error.start} of {name!r} is half a surrogate pair, which is no character")
+    return row
 
 
 def json_file(file: File, columns: Columns) -> Iterator[Placed]:

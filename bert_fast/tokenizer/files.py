@@ -16,7 +16,7 @@ import tokenizers
 from bert_fast.tokenizer.errors import TokenizerError
 
 ROLES = ("unk", "sep", "pad", "cls", "mask")
-_BERT_TOKENS = {"unk": "[UNK]", "sep": "[SEP]", "pad": "[PAD]", "cls": "[CLS]", "mask": "[MASK]"}
+BERT_TOKENS = {"unk": "[UNK]", "sep": "[SEP]", "pad": "[PAD]", "cls": "[CLS]", "mask": "[MASK]"}
 _ROBERTA_TOKENS = {"unk": "<unk>", "sep": "</s>", "pad": "<pad>", "cls": "<s>", "mask": "<mask>"}
 UNLIMITED = int(1e30)  # what transformers uses for "no limit known"
 
@@ -96,18 +96,44 @@ def _from_vocab_txt(path: Path, config: dict[str, Any], do_lower_case: bool | No
             vocabulary = {line.rstrip("\n"): index for index, line in enumerate(file)}
     except (UnicodeDecodeError, OSError) as error:
         raise TokenizerError(f"{path} cannot be read: {error}") from error
-    special = {role: _content(config.get(f"{role}_token")) or _BERT_TOKENS[role] for role in ROLES}
+    special = {role: _content(config.get(f"{role}_token")) or BERT_TOKENS[role] for role in ROLES}
     missing = [special[role] for role in ("unk", "sep", "cls") if special[role] not in vocabulary]
     if missing:
         raise TokenizerError(f"{path} ({len(vocabulary)} lines) lacks {', '.join(missing)}: not a BERT vocabulary")
     lower = config.get("do_lower_case") if do_lower_case is None else do_lower_case
     chinese = config.get("tokenize_chinese_chars")
+    backend = wordpiece(
+        vocabulary,
+        special,
+        lowercase=not _looks_cased(vocabulary) if lower is None else lower,
+        strip_accents=config.get("strip_accents"),
+        handle_chinese_chars=True if chinese is None else chinese,
+    )
+    _add_tokens(backend, path, config)
+    return backend
+
+
+def wordpiece(
+    vocabulary: dict[str, int],
+    special: dict[str, str],
+    *,
+    lowercase: bool,
+    strip_accents: bool | None = None,
+    handle_chinese_chars: bool = True,
+) -> tokenizers.Tokenizer:
+    """BERT's tokenizer for a vocabulary.
+
+    Args:
+        vocabulary: token -> id; it has the unk, cls and sep tokens.
+        special: role -> token, as :class:`bert_fast.Tokenizer` takes them.
+        lowercase, strip_accents, handle_chinese_chars: of BERT's normalizer; accents None: as `lowercase` says.
+    """
     backend = tokenizers.Tokenizer(tokenizers.models.WordPiece(vocabulary, unk_token=special["unk"]))
     backend.normalizer = tokenizers.normalizers.BertNormalizer(
         clean_text=True,
-        handle_chinese_chars=True if chinese is None else chinese,
-        strip_accents=config.get("strip_accents"),
-        lowercase=not _looks_cased(vocabulary) if lower is None else lower,
+        handle_chinese_chars=handle_chinese_chars,
+        strip_accents=strip_accents,
+        lowercase=lowercase,
     )
     backend.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
     backend.decoder = tokenizers.decoders.WordPiece(prefix="##")
@@ -118,7 +144,6 @@ def _from_vocab_txt(path: Path, config: dict[str, Any], do_lower_case: bool | No
         special_tokens=[(cls, vocabulary[cls]), (sep, vocabulary[sep])],
     )
     backend.add_special_tokens([token for token in special.values() if token in vocabulary])
-    _add_tokens(backend, path, config)
     return backend
 
 
@@ -151,7 +176,7 @@ def _special_tokens(
     found: dict[str, str] = {}
     for role in ROLES:
         named = _content(config.get(f"{role}_token")) or _content(special_map.get(f"{role}_token"))
-        for token in [named] if named else [_BERT_TOKENS[role], _ROBERTA_TOKENS[role]]:
+        for token in [named] if named else [BERT_TOKENS[role], _ROBERTA_TOKENS[role]]:
             if backend.token_to_id(token) is not None:
                 found[role] = token
                 break

@@ -116,7 +116,7 @@ BAD = {
     ),
     "null": ("a.jsonl", b'{"text": null}\n', None, "line 1: field 'text' is null, not a string"),
     "number": ("a.jsonl", b'{"text": 3}\n', None, "line 1: field 'text' is 3"),
-    "half a pair": ("a.jsonl", b'{"text": "ab\\ud83d"}\n', None, "line 1: character 2 of the text is half a surrogate"),
+    "half a pair": ("a.jsonl", b'{"text": "ab\\ud83d"}\n', None, "line 1: character 2 of 'text' is half a surrogate"),
     "columns": ("a.csv", b"id,text\n1,a\n2,b,c\n", None, "line 3: 3 columns, but the header has 2"),
     "no column": ("a.csv", b"id,body\n1,a\n", None, "no column 'text'; there are 'id', 'body'"),
     "two columns": ("a.csv", b"text,text\n1,a\n", None, "2 columns are named 'text'"),

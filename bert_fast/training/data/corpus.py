@@ -30,10 +30,10 @@ class Corpus:
     """Tokenized documents in memory-mapped files, whose pages the system reads and lets go as it likes.
 
     Args:
-        documents: a path or a list of ``pathlib.Path`` (of text: a sentence a line, a blank line between documents; of other
-            formats: a document a row, its sentences being the lines of ``text_field``), or an iterable of documents,
-            each a text of lines, a list of sentences or a row with ``text_field``. A sentence without tokens is left
-            out, and so is a document without sentences.
+        documents: a path or a list of ``pathlib.Path`` (of text: a sentence a line, a blank line between documents; of
+            other formats: a document a row, its sentences being the lines of ``text_field``), or an iterable of
+            documents, each a text of lines, a list of sentences or a row with ``text_field``. A sentence without tokens
+            is left out, and so is a document without sentences.
         tokenizer: of the model.
         cache: a directory to keep the files in, under a name made of the documents' content, the tokenizer and
             ``text_field``: the same again is found again, whatever its path. Complete or absent. None: a temporary
