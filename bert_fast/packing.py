@@ -66,6 +66,10 @@ class PackedBatch:
         """The number of sequences, B."""
         return self.cu_seqlens.shape[0] - 1
 
+    def numel(self) -> int:
+        """The number of tokens, T: what a trainer of `transformers` counts operations by."""
+        return self.position_ids.numel()
+
     def to(self, *args: Any, **kwargs: Any) -> "PackedBatch":
         """Move every tensor as ``Tensor.to`` does; integers keep their dtype."""
         return self._map(lambda x: x.to(*args, **kwargs) if x.is_floating_point() else _move(x, *args, **kwargs))

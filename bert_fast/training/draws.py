@@ -78,6 +78,15 @@ class Draws:
         return self._words[self._count - 1]
 
 
+def permutation(n: int, seed: int, epoch: int, stream: int) -> np.ndarray:
+    """0 .. n - 1 in random order, int64 ``[n]``: another for every ``stream``, 0 .. 2**32 - 1.
+
+    Raw words of a counter-based generator, sorted: NumPy promises those, but not the steps of its own shuffle.
+    """
+    key = np.array([seed, epoch << 32 | stream], dtype=np.uint64)
+    return np.argsort(np.random.Philox(key=key).random_raw(n), kind="stable")
+
+
 def check_seed(seed: int, epoch: int = 0) -> None:
     """Raises ValueError unless both fit the words that they take."""
     for name, value in (("seed", seed), ("epoch", epoch)):

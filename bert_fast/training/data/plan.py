@@ -116,14 +116,12 @@ class BatchPlan:
         return batches if self.drop_last else batches + last
 
     def _permutation(self, n: int, epoch: int, part: int, purpose: int) -> np.ndarray:
-        # Raw words of a counter-based generator, sorted: NumPy promises those, not the steps of its own shuffle.
-        words = np.random.Philox(key=[self.seed, epoch << 32 | part << 8 | purpose]).random_raw(n)
-        return np.argsort(words, kind="stable")
+        return draws.permutation(n, self.seed, epoch, part << 8 | purpose)
 
     def _bucket_size(self) -> int:
         sizes = [] if self.batch_size is None else [self.batch_size * _BUCKET]
         if self.max_tokens is not None:
-            sizes.append(int(self.max_tokens * _BUCKET / max(self.lengths.mean(), 1)))
+            sizes.append(self.max_tokens * _BUCKET * self.lengths.size // max(int(self.lengths.sum()), 1))
         return max(min(sizes), 1)
 
     def _cut(self, order: np.ndarray) -> list[np.ndarray]:

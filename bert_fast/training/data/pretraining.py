@@ -20,6 +20,7 @@ from bert_fast.training.pairing import ChosenPairs, SentencePairing
 from bert_fast.training.windows import Windows, pack_windows
 
 _MOST_SEGMENTS = 2**24  # of a document, as of pairs
+_STREAM = 0xFFFFFFFF  # of permutations: no plan's
 
 
 class PretrainingData:
@@ -116,8 +117,7 @@ class PretrainingData:
         count = len(self.corpus)
         if self._parts == 1:
             return [np.arange(count)]
-        # As in BatchPlan: raw words, sorted. The low half of the second word of its keys is never all ones.
-        order = np.argsort(np.random.Philox(key=[self.seed, epoch << 32 | 0xFFFFFFFF]).random_raw(count), kind="stable")
+        order = draws.permutation(count, self.seed, epoch, _STREAM)
         documents = self.corpus.documents
         ends = np.cumsum(np.diff(documents.sentence_offsets[documents.document_offsets])[order])
         cuts = np.searchsorted(ends, ends[-1] * np.arange(1, self._parts) // self._parts, side="right")
