@@ -106,10 +106,11 @@ class _TextColumn(Columns):
         return {"text": schema.names.index(self.found)}
 
     def pick(self, row: dict[str, Any]) -> dict[str, Any] | Bad:
-        picked = super().pick(row)
-        if isinstance(picked, Bad) or isinstance(picked["text"], str):
-            return picked
-        return Bad(f"field {self._field or 'text'!r} is {json.dumps(picked['text'])[:40]}, not a string")
+        name = self._field or "text"
+        text = row.get(name)
+        if isinstance(text, str):
+            return {"text": text}
+        return Bad(f"field {name!r} is {json.dumps(text)[:40]}, not a string") if name in row else super().pick(row)
 
 
 def _is_string(kind: Any) -> bool:

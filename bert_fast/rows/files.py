@@ -80,6 +80,7 @@ class Lines:
 
     def __init__(self, file: BinaryIO, name: str) -> None:
         self._file, self._name = file, name
+        self._raw = self._lines(file)
         self.number = 0  # of the last line, from 1
 
     def __enter__(self) -> Lines:
@@ -93,29 +94,33 @@ class Lines:
         return self
 
     def __next__(self) -> str:
-        try:
-            line = self._file.readline()
-        except (OSError, EOFError) as error:
-            raise InputError(f"{self._name}, after line {self.number}: {error}") from None
-        if not line:
-            raise StopIteration
-        self.number += 1
+        line = next(self._raw)
         try:
             return line.decode("utf-8-sig" if self.number == 1 else "utf-8")
         except UnicodeDecodeError as error:
-            raise BadLine(f"not UTF-8 (byte {error.start}: {error.reason})") from None
+            raise BadLine(_undecodable(error)) from None
 
     def placed(self) -> Iterator[tuple[int, str | Bad]]:
         """Each line, without its end, and its number; a Bad in the place of one that is not text."""
-        while True:
+        encoding = "utf-8-sig"
+        for line in self._raw:
             try:
-                line = next(self, None)
-            except BadLine as error:
-                yield self.number, Bad(str(error))
-                continue
-            if line is None:
-                return
-            yield self.number, line.removesuffix("\n").removesuffix("\r")
+                yield self.number, line.decode(encoding).removesuffix("\n").removesuffix("\r")
+            except UnicodeDecodeError as error:
+                yield self.number, Bad(_undecodable(error))
+            encoding = "utf-8"
+
+    def _lines(self, file: BinaryIO) -> Iterator[bytes]:
+        try:
+            for line in file:
+                self.number += 1
+                yield line
+        except (OSError, EOFError) as error:
+            raise InputError(f"{self._name}, after line {self.number}: {error}") from None
+
+
+def _undecodable(error: UnicodeDecodeError) -> str:
+    return f"not UTF-8 (byte {error.start}: {error.reason})"
 
 
 class _Gzip(gzip.GzipFile):

@@ -150,9 +150,10 @@ def _reader(
 
 def text_lines(file: File, columns: Columns) -> Iterator[Placed]:
     """``{"text": line}`` for each line, without its end."""
+    names = list(columns.places(["text"], file.name))
     with file.lines() as lines:
         for number, line in lines.placed():
-            yield number, line if isinstance(line, Bad) else columns.pick({"text": line})
+            yield number, line if isinstance(line, Bad) else dict.fromkeys(names, line)
 
 
 class _Given:
