@@ -1,12 +1,15 @@
 """Loaders: any workers and ranks make the same batches; resumed in the middle, an epoch ends as unbroken."""
 
+import pickle
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
 from training.test_collate import CONFIG
 
 from bert_fast import BertConfig, BertForSequenceClassification
-from bert_fast.training.data import BatchPlan, Example, PackedCollator, PackedLoader
+from bert_fast.training.data import BatchPlan, Example, PackedCollator, PackedLoader, StoredExamples
 
 RNG = np.random.default_rng(0)
 EXAMPLES = [
@@ -123,6 +126,34 @@ def test_a_run_goes_on_with_another_number_of_ranks():
     seen = [np.concatenate([s.indices for s in shares]) for shares in zip(*loads, strict=True)]
     expected = BatchPlan(LENGTHS, batch_size=8, shuffle=True, group_by_length=True, seed=4).batches(0)[3:]
     assert [sorted(s) for s in seen] == [sorted(e) for e in expected]
+
+
+def test_examples_on_disk_are_the_same_and_take_no_memory():
+    def many(count):
+        for k in range(count):
+            yield Example(np.full(300, k), np.zeros(300, np.int32), labels=k, info={"row": k}, numbers=np.array([k]))
+
+    stored = StoredExamples(iter(EXAMPLES))
+    assert stored.lengths.tolist() == LENGTHS and len(stored) == 53
+    assert epochs(loader(stored, num_workers=1), 1) == epochs(loader(pickle.loads(pickle.dumps(stored))), 1)
+    assert epochs(loader(stored), 1) == epochs(loader(), 1)
+    assert stored[-1].info == "row 52" and [e.info for e in stored] == [e.info for e in EXAMPLES]
+    with pytest.raises(IndexError, match="example 53 of 53"):
+        stored[53]
+    assert len(StoredExamples([])) == 0
+    folder = stored._path.parent
+    del stored
+    assert not folder.exists()
+    tracemalloc.start()
+    try:
+        stored = StoredExamples(many(2000))
+        plan = BatchPlan(stored.lengths, batch_size=8, shuffle=True)
+        seen = {k for batch in PackedLoader(stored, plan, PackedCollator("class")) for k in batch["labels"].tolist()}
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert seen == set(range(2000)) and stored[7].numbers.tolist() == [7]
+    assert peak < 1_000_000, f"{peak:,} bytes for {2000 * 2400:,} bytes of tokens"
 
 
 def test_a_bad_example_in_a_worker_is_an_error_here():

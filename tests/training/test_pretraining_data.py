@@ -88,7 +88,7 @@ def test_sentences_and_documents_without_tokens_are_left_out(tokenizer):
         with pytest.raises(InputError, match="the documents hold no tokens"):
             Corpus(nothing, tokenizer)
     for bad, message in [
-        ([3], "document 1: a document is a text, a list of sentences or a row, not 3"),
+        ([3], "document 1: a document is a text, a list of sentences or a row with one, not 3"),
         ([["w1"], [4]], "document 2: a document is"),
         ([{"body": "x"}], "document 1: no field 'text'; there are 'body'"),
     ]:
@@ -112,6 +112,15 @@ def test_what_is_tokenized_is_found_again_by_its_content(tokenizer, tmp_path):
     cased = Tokenizer(wordpiece(tokenizer.get_vocab(), BERT_TOKENS, lowercase=False), BERT_TOKENS)
     Corpus(tmp_path / "a.txt", cased, cache=cache)
     assert len(list(cache.iterdir())) == 4
+
+
+def test_bad_rows_of_files_are_errors_or_left_out(tokenizer, tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "w1 w2"}\n{"text": 3}\n{"text": "w3"}\n')
+    with pytest.raises(InputError, match="a.jsonl, line 2: a document is a text"):
+        Corpus(tmp_path / "a.jsonl", tokenizer)
+    with pytest.warns(UserWarning, match="skipped 1 bad rows; the first: .*a.jsonl, line 2"):
+        corpus = Corpus(tmp_path / "a.jsonl", tokenizer, on_bad_row="skip")
+    assert arrays(corpus)[1:] == [[0, 2, 3], [0, 1, 2]]
 
 
 def test_a_corpus_is_complete_or_absent(tokenizer, tmp_path):
@@ -148,6 +157,9 @@ def test_a_corpus_goes_to_another_process_as_its_path(tokenizer, tmp_path):
     pickled = pickle.dumps(corpus)
     assert len(pickled) < 500
     assert arrays(pickle.loads(pickled)) == arrays(corpus)
+    part = PretrainingData(corpus, tokenizer, seq_length=24, packed_windows=True).part(0, 0)
+    ours, theirs = (p.take(np.arange(5)) for p in (part, pickle.loads(pickle.dumps(part))))
+    assert [e.input_ids.tolist() for e in ours] == [e.input_ids.tolist() for e in theirs]
 
 
 WAYS = {

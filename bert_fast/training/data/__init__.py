@@ -5,8 +5,10 @@ from bert_fast.training.data.collate import PackedCollator
 from bert_fast.training.data.corpus import Corpus
 from bert_fast.training.data.example import Batch, Example
 from bert_fast.training.data.loader import PackedLoader
+from bert_fast.training.data.masked import MaskingCollator
 from bert_fast.training.data.plan import BatchPlan
-from bert_fast.training.data.pretraining import MaskingCollator, PretrainingData
+from bert_fast.training.data.pretraining import PretrainingData
+from bert_fast.training.data.stored import StoredExamples
 
 __all__ = [
     "Batch",
@@ -19,5 +21,6 @@ __all__ = [
     "PackedLoader",
     "PretrainingData",
     "Rows",
+    "StoredExamples",
     "read_rows",
 ]

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import tempfile
+import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -39,6 +41,7 @@ class Corpus:
             ``text_field``: the same again is found again, whatever its path. Complete or absent. None: a temporary
             directory, which goes with this object.
         text_field: the rows' field that holds the text.
+        on_bad_row: "raise" or "skip", of what files hold; see :func:`read_rows`.
 
     Attributes:
         documents: :class:`Documents` of mapped arrays, tokens int32.
@@ -59,16 +62,16 @@ class Corpus:
         *,
         cache: str | Path | None = None,
         text_field: str = "text",
+        on_bad_row: str = "raise",
     ) -> None:
         if cache is None:
-            self._temporary = tempfile.TemporaryDirectory(prefix="bert_fast-corpus-")
-            self.path = Path(self._temporary.name) / "corpus"
+            self.path = temporary_folder(self) / "corpus"
         else:
-            self.path = Path(cache) / _key(documents, tokenizer, text_field)
+            self.path = Path(cache) / _key(documents, tokenizer, text_field, on_bad_row)
         if not self.path.is_dir():
             try:
                 with atomic_directory(self.path) as folder:
-                    _tokenize(_sentences(documents, text_field), tokenizer, folder)
+                    _tokenize(_sentences(documents, text_field, on_bad_row), tokenizer, folder)
                     if self.path.is_dir():
                         raise _MadeByAnother
             except _MadeByAnother:
@@ -94,6 +97,18 @@ class Corpus:
         self._open()
 
 
+def temporary_folder(owner: Any) -> Path:
+    """A new directory that goes with ``owner``, in the process that made it: not with the copies of its workers."""
+    path = Path(tempfile.mkdtemp(prefix="bert_fast-"))
+    weakref.finalize(owner, _remove, path, os.getpid())
+    return path
+
+
+def _remove(path: Path, process: int) -> None:
+    if os.getpid() == process:
+        shutil.rmtree(path, ignore_errors=True)
+
+
 class _MadeByAnother(Exception):
     """Another process has put the same files in place."""
 
@@ -105,35 +120,39 @@ def _mapped(path: Path, kind: type) -> np.ndarray:
 # ---------------------------------------------------------------- documents as a stream of sentences
 
 
-def _sentences(documents: Any, text_field: str) -> Iterator[str | None]:
+def _sentences(documents: Any, text_field: str, on_bad_row: str) -> Iterator[str | None]:
     """Sentences, and None where a document ends."""
     paths = _paths(documents)
     if paths is None:
         for number, document in enumerate(documents, 1):
-            yield from _lines(document, text_field, f"document {number}")
+            try:
+                lines = _lines(document, text_field)
+            except InputError as error:
+                raise InputError(f"document {number}: {error}") from None
+            yield from lines
             yield None
         return
     for path in paths:
         if _is_text(path):
-            for row in read_rows(path, "text"):
+            for row in read_rows(path, "text", on_bad_row=on_bad_row):
                 yield row["text"] if row["text"].strip() else None
             yield None
         else:
-            rows = read_rows(path, columns=[text_field])
-            for row in rows:
-                yield from _lines(row, text_field, rows.where)
+            rows = read_rows(path, columns=[text_field], on_bad_row=on_bad_row)
+            for lines in rows.map(lambda row: _lines(row, text_field)):
+                yield from lines
                 yield None
 
 
-def _lines(document: Any, text_field: str, where: str) -> Iterable[str]:
+def _lines(document: Any, text_field: str) -> Iterable[str]:
     if isinstance(document, Mapping):
         if text_field not in document:
-            raise InputError(f"{where}: no field {text_field!r}; there are {', '.join(map(repr, document))}")
+            raise InputError(f"no field {text_field!r}; there are {', '.join(map(repr, document))}")
         document = document[text_field]
     if isinstance(document, str):
         return document.splitlines()
     if not isinstance(document, (list, tuple)) or not all(isinstance(sentence, str) for sentence in document):
-        raise InputError(f"{where}: a document is a text, a list of sentences or a row, not {document!r:.60}")
+        raise InputError(f"a document is a text, a list of sentences or a row with one, not {document!r:.60}")
     return document
 
 
@@ -149,22 +168,22 @@ def _is_text(path: Path) -> bool:
     return File(path).format(SUFFIXES, "give one of these") == "text"
 
 
-def _key(documents: Any, tokenizer: Tokenizer, text_field: str) -> str:
+def _key(documents: Any, tokenizer: Tokenizer, text_field: str, on_bad_row: str) -> str:
     """A name for the result: the same content, tokenizer and settings have the same."""
     state = json.loads(tokenizer.backend.to_str())
     state.update(truncation=None, padding=None)  # how it was last called, not what it is
-    digest = hashlib.blake2b(json.dumps([_VERSION, state, text_field], sort_keys=True).encode(), digest_size=16)
+    facts = [_VERSION, state, text_field, on_bad_row]
+    digest = hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=16)
     paths = _paths(documents)
-    if paths is not None:
-        for path in paths:
-            digest.update(f"\0{path.suffixes}\0{File(path).size}\0".encode())
-            with open(path, "rb") as file:
-                while block := file.read(1 << 20):
-                    digest.update(block)
-    elif iter(documents) is documents:
-        digest.update(os.urandom(16))
-    else:
-        for sentence in _sentences(documents, text_field):
+    if (paths is None and iter(documents) is documents) or Path("-") in (paths or []):
+        return os.urandom(16).hex()  # it can be read once: there is no finding it again
+    for path in paths or []:
+        digest.update(f"\0{path.suffixes}\0{File(path).size}\0".encode())
+        with open(path, "rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    if paths is None:
+        for sentence in _sentences(documents, text_field, on_bad_row):
             digest.update(b"\0" if sentence is None else sentence.encode("utf-8", "surrogatepass") + b"\n")
     return digest.hexdigest()
 

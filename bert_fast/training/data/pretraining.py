@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
 from bert_fast.tokenizer import Tokenizer
 from bert_fast.training import draws
 from bert_fast.training.arrays import whole
-from bert_fast.training.data.collate import PackedCollator, joined
 from bert_fast.training.data.corpus import Corpus, Source
-from bert_fast.training.data.example import Batch, Example
-from bert_fast.training.masking import IGNORED, TokenMasking
+from bert_fast.training.data.example import Example
+from bert_fast.training.data.masked import MaskingCollator
+from bert_fast.training.masking import TokenMasking
 from bert_fast.training.pairing import ChosenPairs, SentencePairing
 from bert_fast.training.windows import Windows, pack_windows
 
@@ -47,7 +45,7 @@ class PretrainingData:
         masking: None: :meth:`TokenMasking.for_tokenizer` with ``seed``.
         short_probability: of a document whose pairs are shorter.
         seed: 0 .. 2**64 - 1.
-        cache, text_field: as in :class:`Corpus`.
+        cache, text_field, on_bad_row: as in :class:`Corpus`.
         part_tokens: about how many tokens of documents make a part.
 
     Raises:
@@ -65,8 +63,9 @@ class PretrainingData:
         masking: TokenMasking | None = None,
         short_probability: float = 0.1,
         seed: int = 0,
-        cache: str | None = None,
+        cache: str | Path | None = None,
         text_field: str = "text",
+        on_bad_row: str = "raise",
         part_tokens: int = 1 << 24,
     ) -> None:
         for name, value, least in [("seq_length", seq_length, 5), ("part_tokens", part_tokens, 1)]:
@@ -81,7 +80,7 @@ class PretrainingData:
         if isinstance(documents, Corpus):
             self.corpus = documents
         else:
-            self.corpus = Corpus(documents, tokenizer, cache=cache, text_field=text_field)
+            self.corpus = Corpus(documents, tokenizer, cache=cache, text_field=text_field, on_bad_row=on_bad_row)
         if nsp and len(self.corpus) < 2:
             raise ValueError(
                 "pairs of sentences need two documents or more: put a blank line between them, or nsp=False"
@@ -202,51 +201,3 @@ class PretrainingPart:
         cls, sep = (np.array([i], dtype=tokens.dtype) for i in (self._pairing.cls_token_id, self._pairing.sep_token_id))
         parts = [part for first, last in ranges.tolist() for part in (cls, tokens[first:last], sep)]
         return np.concatenate(parts) if parts else tokens[:0], None
-
-
-@dataclass(frozen=True)
-class MaskingCollator:
-    """Masks examples and makes a batch of them, for BertForPreTraining or BertForMaskedLM.
-
-    Each example needs ``numbers``: masks depend on the masking's seed, the epoch and these. Examples that have
-    ``labels`` (of each sequence, whether its second part is random) give ``next_sentence_label`` int64 ``[B]``;
-    ``labels`` of the batch are int64 ``[T]`` (padded ``[B, S]``), -100 where nothing is to be predicted.
-
-    Args:
-        masking: the rule.
-        epoch: 0 .. 2**32 - 1; a :class:`PackedLoader` sets it.
-        padded, pad_token_id, pad_to_multiple_of: as in :class:`PackedCollator`.
-    """
-
-    masking: TokenMasking
-    epoch: int = 0
-    padded: bool = False
-    pad_token_id: int = 0
-    pad_to_multiple_of: int | None = None
-
-    def for_epoch(self, epoch: int) -> MaskingCollator:
-        """The same for another epoch."""
-        return replace(self, epoch=epoch)
-
-    def __call__(self, examples: Sequence[Example]) -> Batch:
-        """``examples``: one or more. Raises ValueError where numbers are missing, or windows are to be padded."""
-        ids, types, lengths = joined(examples)
-        if any(example.numbers is None for example in examples):
-            raise ValueError(
-                "an example without numbers cannot be masked: give each Example(..., numbers=[its number])"
-            )
-        if self.padded and any(example.lengths is not None for example in examples):
-            raise ValueError("windows are for packed batches: padded, their sequences would see each other")
-        cu_seqlens = np.concatenate([[0], np.cumsum(lengths)])
-        numbers = np.concatenate([example.numbers for example in examples])
-        masked = self.masking(ids, cu_seqlens, epoch=self.epoch, indices=numbers)
-        batches = PackedCollator(None, self.padded, self.pad_token_id, self.pad_to_multiple_of)
-        data = batches.arranged(masked.input_ids, types, lengths)
-        data["labels"] = batches.arranged_labels(masked.labels, lengths)
-        counts = {"labels": int((masked.labels != IGNORED).sum())}
-        if examples[0].labels is not None:
-            following = np.concatenate([np.atleast_1d(example.labels) for example in examples]).astype(np.int64)
-            data["next_sentence_label"] = torch.from_numpy(following)
-            counts["next_sentence_label"] = following.size
-        infos = [example.info for example in examples]
-        return Batch(data, label_counts=counts, infos=infos, tokens=len(ids))
