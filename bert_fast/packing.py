@@ -48,17 +48,36 @@ class PackedBatch:
             ValueError: ``token_type_ids`` has other lengths than ``input_ids``.
         """
         lengths = np.fromiter(map(len, input_ids), dtype=np.int64, count=len(input_ids))
-        cu_seqlens = np.zeros(len(lengths) + 1, dtype=np.int32)
-        np.cumsum(lengths, out=cu_seqlens[1:])
         if token_type_ids is not None and [len(row) for row in token_type_ids] != lengths.tolist():
             raise ValueError("token_type_ids must have the lengths of input_ids, sequence by sequence")
-        position_ids = np.arange(cu_seqlens[-1]) - np.repeat(cu_seqlens[:-1], lengths)
+        types = None if token_type_ids is None else _concatenate(token_type_ids)
+        return cls.from_arrays(_concatenate(input_ids), lengths, types)
+
+    @classmethod
+    def from_arrays(
+        cls, input_ids: np.ndarray, lengths: Sequence[int] | np.ndarray, token_type_ids: np.ndarray | None = None
+    ) -> "PackedBatch":
+        """Sequences that lie one after another already: integers ``[T]``, and each one's tokens ``[B]``.
+
+        Raises:
+            ValueError: ``lengths`` do not add up to T, or ``token_type_ids`` are not ``[T]``.
+        """
+        sizes = np.asarray(lengths, dtype=np.int64)
+        cu_seqlens = np.zeros(len(sizes) + 1, dtype=np.int32)
+        np.cumsum(sizes, out=cu_seqlens[1:])
+        if cu_seqlens[-1] != len(input_ids):
+            raise ValueError(
+                f"lengths must add up to the {len(input_ids)} tokens of input_ids, not to {cu_seqlens[-1]}"
+            )
+        if token_type_ids is not None and len(token_type_ids) != len(input_ids):
+            raise ValueError(f"token_type_ids must be [{len(input_ids)}], not [{len(token_type_ids)}]")
+        position_ids = np.arange(len(input_ids), dtype=np.int64) - np.repeat(cu_seqlens[:-1], sizes)
         return cls(
-            input_ids=_concatenate(input_ids),
+            input_ids=torch.from_numpy(input_ids.astype(np.int64)),
             cu_seqlens=torch.from_numpy(cu_seqlens),
-            max_seqlen=int(lengths.max(initial=0)),
+            max_seqlen=int(sizes.max(initial=0)),
             position_ids=torch.from_numpy(position_ids),
-            token_type_ids=None if token_type_ids is None else _concatenate(token_type_ids),
+            token_type_ids=None if token_type_ids is None else torch.from_numpy(token_type_ids.astype(np.int64)),
         )
 
     @property
@@ -88,9 +107,9 @@ def _move(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     return x.to(device=device, non_blocking=non_blocking) if device is not None else x
 
 
-def _concatenate(rows: Sequence[Sequence[int] | np.ndarray]) -> Tensor:
+def _concatenate(rows: Sequence[Sequence[int] | np.ndarray]) -> np.ndarray:
     arrays = [np.asarray(row, dtype=np.int64) for row in rows]
-    return torch.from_numpy(np.concatenate(arrays) if arrays else np.empty(0, dtype=np.int64))
+    return np.concatenate(arrays) if arrays else np.empty(0, dtype=np.int64)
 
 
 def _flatten(batch: PackedBatch) -> tuple[list, int]:

@@ -323,3 +323,16 @@ def test_parts_cover_every_row_once_and_keep_to_the_limit(lengths, rows):
 def test_the_last_two_parts_share_what_is_left():
     layout = Layout(torch.arange(0, 2201, 10, dtype=torch.int32), 10)
     assert [here.stop - here.start for here, _, _ in layout.parts(1000, lambda n: n)] == [1000, 600, 600]
+
+
+def test_arrays_must_fit_their_lengths():
+    same = PackedBatch.from_sequences([[5, 6], [], [7]], [[0, 1], [], [1]])
+    packed = PackedBatch.from_arrays(np.array([5, 6, 7], dtype=np.int32), [2, 0, 1], np.array([0, 1, 1]))
+    for name, value in vars(same).items():
+        other = getattr(packed, name)
+        assert other.dtype == value.dtype and torch.equal(other, value) if torch.is_tensor(value) else other == value
+    assert packed.numel() == 3
+    with pytest.raises(ValueError, match="lengths must add up to the 3 tokens of input_ids, not to 2"):
+        PackedBatch.from_arrays(np.array([5, 6, 7]), [2])
+    with pytest.raises(ValueError, match=r"token_type_ids must be \[3\], not \[1\]"):
+        PackedBatch.from_arrays(np.array([5, 6, 7]), [3], np.array([0]))

@@ -131,6 +131,7 @@ def test_moving_pinning_copying_and_pickling_keep_all_of_a_batch(monkeypatch):
         ("class", True, 'kind "class" are an integer'),
         ("value", "x", "are a number, but example 1 of the batch has 'x'"),
         ("multi", [1.0], "are 2 numbers, as the batch's first has, but example 1"),
+        ("multi", ["a", "b"], "are numbers, but example 1 of the batch has"),
         ("token", [1, 2], "are 3 integers, one for each token, but example 1"),
         ("token", [1.0, 2.0, 3.0], "are 3 integers"),
         ("span", [1, 2, 3], "are the first and the last token's place"),
@@ -149,12 +150,14 @@ def test_examples_and_collators_check_what_they_are_given():
         (([1, 2], [0]), r"token_type_ids must be \[2\] as input_ids are, not \[1\]"),
         (([1, 2], None, None, None, (1, 2)), "lengths must add up to the 2 tokens"),
     ]:
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises((TypeError, ValueError), match=message):
             Example(*arguments)
     with pytest.raises(ValueError, match="labels must be None or one of class, value, .*, not 'classes'"):
         PackedCollator("classes")
     with pytest.raises(ValueError, match="at least one example"):
         PackedCollator()([])
+    with pytest.raises(ValueError, match='"class" are for examples of one sequence each'):
+        PackedCollator("class")([Example.of_sequences([[1]] * 2, labels=1)])
     two, three = (Example.of_sequences([[1]] * n, labels=1) for n in (2, 3))
     with pytest.raises(ValueError, match=r"must have as many sequences, not \[2, 3\]"):
         PackedCollator("choice")([two, three])

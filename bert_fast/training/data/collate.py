@@ -14,6 +14,7 @@ from bert_fast.training.data.example import Batch, Example
 from bert_fast.training.masking import IGNORED
 
 LabelKind = Literal["class", "value", "multi", "token", "span", "choice"]
+_OF_ONE_SEQUENCE = ("class", "value", "multi", "span")
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,8 @@ class PackedCollator:
             data = {name: rows.unflatten(0, (-1, choices)) for name, rows in data.items()}
         counts: dict[str, int] = {}
         if self.labels is not None:
+            if self.labels in _OF_ONE_SEQUENCE and len(lengths) > len(examples):
+                raise ValueError(f'labels of kind "{self.labels}" are for examples of one sequence each')
             targets, counts = _LABELS[self.labels](examples)
             data |= {name: torch.from_numpy(array) for name, array in targets.items()}
             if self.labels == "token":
@@ -73,7 +76,7 @@ class PackedCollator:
     def arranged(self, ids: np.ndarray, types: np.ndarray | None, lengths: Sequence[int]) -> dict[str, Any]:
         """The inputs of a model, of sequences that lie one after another in arrays ``[T]``."""
         if not self.padded:
-            return {"input_ids": packed(ids, types, lengths)}
+            return {"input_ids": PackedBatch.from_arrays(ids, lengths, types)}
         columns = {
             "input_ids": (ids, self.pad_token_id),
             "attention_mask": (np.ones_like(ids), 0),
@@ -104,21 +107,6 @@ def joined(examples: Sequence[Example]) -> tuple[np.ndarray, np.ndarray | None, 
     if any(example.token_type_ids is not None for example in examples):
         types = np.concatenate([_types(example) for example in examples])
     return ids, types, [length for example in examples for length in example.sequence_lengths]
-
-
-def packed(input_ids: np.ndarray, token_type_ids: np.ndarray | None, lengths: Sequence[int]) -> PackedBatch:
-    """A PackedBatch of sequences that lie one after another in arrays ``[T]``."""
-    sizes = np.asarray(lengths, dtype=np.int64)
-    cu_seqlens = np.zeros(sizes.size + 1, dtype=np.int32)
-    np.cumsum(sizes, out=cu_seqlens[1:])
-    position_ids = np.arange(len(input_ids), dtype=np.int64) - np.repeat(cu_seqlens[:-1], sizes)
-    return PackedBatch(
-        input_ids=torch.from_numpy(input_ids.astype(np.int64)),
-        cu_seqlens=torch.from_numpy(cu_seqlens),
-        max_seqlen=int(sizes.max(initial=0)),
-        position_ids=torch.from_numpy(position_ids),
-        token_type_ids=None if token_type_ids is None else torch.from_numpy(token_type_ids.astype(np.int64)),
-    )
 
 
 def _types(example: Example) -> np.ndarray:
@@ -158,7 +146,12 @@ def _values(examples: Sequence[Example]) -> Targets:
 
 
 def _multi(examples: Sequence[Example]) -> Targets:
-    rows = [np.asarray(example.labels, dtype=np.float32) for example in examples]
+    rows: list[np.ndarray] = []
+    for k, example in enumerate(examples):
+        try:
+            rows.append(np.asarray(example.labels, dtype=np.float32))
+        except (TypeError, ValueError):
+            raise _refused(k, "multi", "numbers", example.labels) from None
     for k, row in enumerate(rows):
         if row.shape != rows[0].shape or row.ndim != 1:
             raise _refused(k, "multi", f"{rows[0].size} numbers, as the batch's first has", examples[k].labels)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from bert_fast.packing import PackedBatch
+from bert_fast.training.arrays import token_ids
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,6 +27,7 @@ class Example:
         numbers: int64 ``[sequences]``, by which masks are drawn; None where nothing is drawn.
 
     Raises:
+        TypeError: ids that are no integers.
         ValueError: arrays that do not fit each other.
     """
 
@@ -118,12 +120,7 @@ class Batch(dict[str, Any]):
 
 
 def _ids(name: str, given: Any) -> np.ndarray:
-    array = np.asarray(given)
-    if array.size and array.dtype.kind not in "iu":
-        raise ValueError(f"{name} must be integers, not {array.dtype}")
-    if array.ndim != 1:
-        raise ValueError(f"{name} must have one dimension, not the shape {array.shape}")
-    return array.astype(np.int32, copy=False)
+    return token_ids(name, given).astype(np.int32, copy=False)
 
 
 def _joined(rows: Sequence[Sequence[int] | np.ndarray]) -> np.ndarray:
