@@ -10,6 +10,8 @@ from bert_fast.rows.columns import Columns
 from bert_fast.rows.errors import Bad, InputError, Placed
 from bert_fast.rows.files import File
 
+_FIRST_LINE = 1 << 24  # bytes of it that are looked at
+
 
 def json_lines(file: File, columns: Columns) -> Iterator[Placed]:
     """One object a line; blank lines are no rows, as in all readers of JSON lines."""
@@ -46,12 +48,17 @@ def _without_half_pairs(row: dict[str, Any]) -> dict[str, Any] | Bad:
 
 def json_file(file: File, columns: Columns) -> Iterator[Placed]:
     """A ``.json`` file, whichever form it has: an array of objects, SQuAD's, or one object a line after all."""
-    with file.open() as opened:
-        start = opened.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n")
-    first, _, rest = start.partition(b"\n")
-    if start.startswith(b"{") and rest.strip() and _is_json(first):
+    if file.is_stdin:
+        raise InputError("JSON cannot be read from standard input, where its form cannot be told: give jsonl or squad")
+    try:
+        with file.open() as opened:
+            first = opened.readline(_FIRST_LINE).removeprefix(b"\xef\xbb\xbf").strip()
+            more = opened.read(4096).strip()
+    except (OSError, EOFError) as error:
+        raise InputError(f"{file.name}: {error}") from None
+    if first.startswith(b"{") and more and _is_json(first):
         return json_lines(file, columns)
-    return squad(file, columns) if start.startswith(b"{") else _array(file, columns)
+    return squad(file, columns) if (first or more).startswith(b"{") else _array(file, columns)
 
 
 def _is_json(text: bytes) -> bool:
@@ -64,6 +71,8 @@ def _is_json(text: bytes) -> bool:
 
 def _loaded(file: File) -> Any:
     try:
+        if file.is_stdin:
+            return json.loads(file.open().read())
         with file.open() as opened:
             return json.loads(opened.read().decode("utf-8-sig"))
     except (ValueError, RecursionError, EOFError) as error:

@@ -2,8 +2,10 @@
 
 import csv
 import gzip
+import io
 import json
 import re
+import sys
 import tracemalloc
 
 import pytest
@@ -49,6 +51,32 @@ def test_every_format_gives_the_same_rows_as_often_as_asked(tmp_path, kind):
     texts = read_rows(tmp_path / f"a.{kind}", columns={"sentence": "text"})
     assert list(texts) == [{"sentence": row["text"]} for row in ROWS]
     assert list(read_rows(tmp_path / f"a.{kind}", columns=["id"])) == [{"id": row["id"]} for row in ROWS]
+
+
+def test_json_of_every_form_is_told_by_its_beginning(tmp_path):
+    long = [{"id": "1", "text": "x" * 10_000}, {"id": "2", "text": ""}]
+    for text in (
+        "".join(json.dumps(row) + "\n" for row in long),
+        json.dumps(long),
+        "\ufeff" + json.dumps(long, indent=1),
+        "\n" + json.dumps(long, indent=1),
+    ):
+        (tmp_path / "a.json").write_text(text, encoding="utf-8")
+        assert list(read_rows(tmp_path / "a.json")) == long
+
+
+def test_standard_input(monkeypatch):
+    for format, text, expected in [
+        (None, "one\ntwo", [{"text": "one"}, {"text": "two"}]),
+        ("jsonl", '{"a": 1}\n', [{"a": 1}]),
+        ("csv", "a,b\n1,2\n", [{"a": "1", "b": "2"}]),
+        ("conll", "a X\n", [{"tokens": ["a"], "labels": ["X"]}]),
+    ]:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
+        assert list(read_rows("-", format)) == expected
+    for format in ("json", "parquet"):
+        with pytest.raises(InputError, match="cannot be read from standard input"):
+            list(read_rows("-", format))
 
 
 def test_several_files_follow_each_other(tmp_path):

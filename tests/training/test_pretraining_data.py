@@ -74,6 +74,7 @@ def test_a_corpus_is_the_same_from_any_source(tokenizer, tmp_path):
             tmp_path / "a.txt",
             str(tmp_path / "a.jsonl"),
             [tmp_path / "b.txt", tmp_path / "c.txt"],
+            [str(tmp_path / "b.txt"), str(tmp_path / "c.txt")],
             iter(docs),
             ["\n".join(d) for d in docs],
             [{"text": "\n".join(d)} for d in docs],
@@ -91,6 +92,7 @@ def test_sentences_and_documents_without_tokens_are_left_out(tokenizer):
         ([3], "document 1: a document is a text, a list of sentences or a row with one, not 3"),
         ([["w1"], [4]], "document 2: a document is"),
         ([{"body": "x"}], "document 1: no field 'text'; there are 'body'"),
+        ({"train": [], "test": []}, "documents cannot be a dict: give one of train, test"),
     ]:
         with pytest.raises(InputError, match=message):
             Corpus(bad, tokenizer)

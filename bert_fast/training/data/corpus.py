@@ -25,17 +25,17 @@ from bert_fast.training.documents import Documents
 _VERSION = 1  # of the files' meaning: raise it where the same text would give other arrays
 _SENTENCES = 4096  # tokenized at a time
 _ARRAYS = {"tokens": np.int32, "sentence_offsets": np.int64, "document_offsets": np.int64}
-Source = str | Path | Sequence[Path] | Iterable[Any]
+Source = str | Path | Sequence[str | Path] | Iterable[Any]
 
 
 class Corpus:
     """Tokenized documents in memory-mapped files, whose pages the system reads and lets go as it likes.
 
     Args:
-        documents: a path or a list of ``pathlib.Path`` (of text: a sentence a line, a blank line between documents; of
-            other formats: a document a row, its sentences being the lines of ``text_field``), or an iterable of
-            documents, each a text of lines, a list of sentences or a row with ``text_field``. A sentence without tokens
-            is left out, and so is a document without sentences.
+        documents: a path or a list of paths (of text: a sentence a line, a blank line between documents; of other
+            formats: a document a row, its sentences being the lines of ``text_field``), or an iterable of documents,
+            each a text of lines, a list of sentences or a row with ``text_field``. A list of strings is one of paths
+            only if there are such files. A sentence without tokens is left out, and so is a document without sentences.
         tokenizer: of the model.
         cache: a directory to keep the files in, under a name made of the documents' content, the tokenizer and
             ``text_field``: the same again is found again, whatever its path. Complete or absent. None: a temporary
@@ -156,12 +156,22 @@ def _lines(document: Any, text_field: str) -> Iterable[str]:
     return document
 
 
-def _paths(documents: Source) -> list[Path] | None:
+def _paths(documents: Any) -> list[Path] | None:
     if isinstance(documents, (str, Path)):
         return [Path(documents)]
-    if isinstance(documents, (list, tuple)) and documents and all(isinstance(d, Path) for d in documents):
-        return list(documents)
+    if isinstance(documents, Mapping):
+        raise InputError(f"documents cannot be a {type(documents).__name__}: give one of {', '.join(documents)}")
+    listed = isinstance(documents, (list, tuple)) and bool(documents)
+    if listed and all(isinstance(d, Path) or (isinstance(d, str) and _is_file(d)) for d in documents):
+        return [Path(d) for d in documents]
     return None
+
+
+def _is_file(name: str) -> bool:
+    try:
+        return os.path.isfile(name)
+    except ValueError:  # a NUL in it
+        return False
 
 
 def _is_text(path: Path) -> bool:
