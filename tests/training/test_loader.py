@@ -2,6 +2,7 @@
 
 import pickle
 import tracemalloc
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -72,7 +73,7 @@ def test_resumed_anywhere_a_run_goes_on_as_unbroken(stop, workers):
     while again.epoch < 3:
         done += [facts(batch) for batch in again]
     assert done == unbroken
-    assert again.state_dict() == {"epoch": 3, "part": 0, "step": 0}
+    assert again.state_dict() == {"epoch": 3, "part": 0, "step": 0, "of": state["of"]}
 
 
 def test_batches_that_are_done_are_not_made_again():
@@ -83,7 +84,7 @@ def test_batches_that_are_done_are_not_made_again():
         return PackedCollator("class")(examples)
 
     load = loader(collate=collate)
-    load.load_state_dict({"epoch": 1, "part": 0, "step": 5})
+    load.load_state_dict(load.state_dict() | {"epoch": 1, "part": 0, "step": 5})
     assert len(list(load)) == len(made) == 2
 
 
@@ -167,8 +168,12 @@ def test_arguments_are_checked():
         loader(EXAMPLES[1:])
     with pytest.raises(ValueError, match="rank must be in 0 .. world_size - 1 = 1, not 2"):
         loader(rank=2, world_size=2)
-    with pytest.raises(ValueError, match="no part and step in the loader's state"):
+    with pytest.raises(ValueError, match="no of and part and step in the loader's state"):
         loader().load_state_dict({"epoch": 1})
+    for options in ({"seed": 5}, {"batch_size": 9}, {"shuffle": False}):
+        plan = replace(BatchPlan(LENGTHS, batch_size=8, shuffle=True, group_by_length=True, seed=4), **options)
+        with pytest.raises(ValueError, match="of another plan or other examples"):
+            PackedLoader(EXAMPLES, plan, PackedCollator("class")).load_state_dict(loader().state_dict())
     assert list(PackedLoader([], BatchPlan([], batch_size=1), PackedCollator())) == []
 
 

@@ -235,6 +235,8 @@ def test_workers_ranks_and_resuming_change_nothing(tokenizer, way):
         while again.epoch < 2:
             done += [sequences(batch) for batch in again]
         assert done == whole
+    with pytest.raises(ValueError, match="of another plan or other examples"):
+        loader(PretrainingData(data.corpus, tokenizer, seq_length=25)).load_state_dict(loader(data).state_dict())
     shares = [list(loader(data, rank=rank, world_size=3)) for rank in range(3)]
     for batch, *parts in zip(whole[:first], *shares, strict=True):
         assert sorted(batch) == sorted(sum((sequences(part) for part in parts if not part.filler), []))

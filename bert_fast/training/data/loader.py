@@ -16,6 +16,8 @@ from bert_fast.training.data.plan import BatchPlan
 class Parts(Protocol):
     """Data of an epoch that comes part by part, such as a corpus larger than memory."""
 
+    identity: str  # of all that makes the examples what they are
+
     def part_count(self, epoch: int) -> int:
         """How many parts the epoch has."""
 
@@ -46,8 +48,8 @@ class PackedLoader:
     operation waits for all; weighted by its count, its loss is nothing.
 
     Args:
-        examples: a sequence of examples; or an object with ``part_count(epoch)`` and ``part(epoch, number)``, such as
-            :class:`PretrainingData`, whose parts have ``lengths`` and ``take(indices)``.
+        examples: a sequence of examples; or an object with ``part_count(epoch)``, ``part(epoch, number)`` and
+            ``identity``, such as :class:`PretrainingData`, whose parts have ``lengths`` and ``take(indices)``.
         plan: of the examples' lengths; of data in parts, one whose lengths are replaced part by part.
         collate: list of examples -> :class:`Batch`. If it has a method ``for_epoch(epoch)``, that gives the one to use.
         rank, world_size: this process's number, and how many share a batch.
@@ -81,6 +83,7 @@ class PackedLoader:
         self.rank, self.world_size = rank, world_size
         self.num_workers = num_workers
         self.pin_memory = pin_memory and torch.cuda.is_available()
+        self._identity = f"{plan.identity} {getattr(examples, 'identity', '')}".strip()
         self._epoch = self._part = self._step = 0
 
     @property
@@ -92,15 +95,23 @@ class PackedLoader:
         """Batches of the current epoch, from its beginning. Of data in parts, every part is looked at."""
         return sum(len(self._planned(number)[1]) for number in range(self._part_count()))
 
-    def state_dict(self) -> dict[str, int]:
-        """Where the next batch is: ``{"epoch", "part", "step"}``."""
-        return {"epoch": self._epoch, "part": self._part, "step": self._step}
+    def state_dict(self) -> dict[str, Any]:
+        """Where the next batch is: ``{"epoch", "part", "step", "of"}``, the last one telling plan and examples."""
+        return {"epoch": self._epoch, "part": self._part, "step": self._step, "of": self._identity}
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on from such a point. Batches up to it are not made."""
-        missing = {"epoch", "part", "step"} - state.keys()
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from such a point. Batches up to it are not made.
+
+        Raises:
+            ValueError: it is no such state, or one of another plan or other examples, of which it means nothing.
+        """
+        missing = {"epoch", "part", "step", "of"} - state.keys()
         if missing:
             raise ValueError(f"no {' and '.join(sorted(missing))} in the loader's state {state}")
+        if state["of"] != self._identity:
+            raise ValueError(
+                "the loader's state is of another plan or other examples: where it stands means nothing here"
+            )
         self._epoch, self._part, self._step = (int(state[name]) for name in ("epoch", "part", "step"))
 
     def __iter__(self) -> Iterator[Batch]:

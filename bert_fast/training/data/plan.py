@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import KW_ONLY, dataclass, replace
+import hashlib
+from dataclasses import KW_ONLY, dataclass, fields, replace
 
 import numpy as np
 
@@ -70,6 +71,13 @@ class BatchPlan:
     def with_lengths(self, lengths: Integers) -> BatchPlan:
         """The same plan for other examples."""
         return replace(self, lengths=np.asarray(lengths))
+
+    @property
+    def identity(self) -> str:
+        """A short text that is another for other lengths or options."""
+        digest = hashlib.blake2b(self.lengths.tobytes(), digest_size=8)
+        digest.update(" ".join(str(getattr(self, field.name)) for field in fields(self)[1:]).encode())
+        return digest.hexdigest()
 
     def batches(self, epoch: int = 0, rank: int = 0, world_size: int = 1, *, part: int = 0) -> list[np.ndarray]:
         """This rank's share of each batch of an epoch.

@@ -31,8 +31,8 @@ class PretrainingData:
 
     Every epoch pairs and masks anew. All draws depend on seed, epoch and a sequence's own number, so a batch is the
     same for any workers, ranks and moment of resuming. An epoch comes in parts of the corpus, chosen at random among
-    the documents and shuffled by the plan: what is in memory is a part's table of sequences (48 bytes each) and 24
-    bytes for each document; tokens stay on disk until their batch.
+    the documents and shuffled by the plan: in memory are a part's table of sequences (about 100 bytes each) and some 50
+    bytes for each document of the corpus; tokens stay on disk until their batch.
 
     Args:
         documents: a :class:`Corpus`, or what one is made of.
@@ -89,6 +89,12 @@ class PretrainingData:
         self._pad_token_id = tokenizer.pad_token_id
         self._parts = max(1, round(self.corpus.token_count / part_tokens))
         self._dealt: tuple[int, list[np.ndarray]] | None = None
+
+    @property
+    def identity(self) -> str:
+        """A short text that is another for other documents or settings."""
+        size = f"{len(self.corpus)} documents of {self.corpus.token_count} tokens in {self._parts} parts"
+        return f"{size}, {self.pairing}, nsp={self.nsp}, windows={self.packed_windows}"
 
     @property
     def collator(self) -> MaskingCollator:
