@@ -124,6 +124,13 @@ def test_moving_pinning_copying_and_pickling_keep_all_of_a_batch(monkeypatch):
     assert meta["labels"].is_meta and meta["input_ids"].input_ids.is_meta and meta["input_ids"].cu_seqlens.is_meta
 
 
+def test_accelerate_moves_a_batch_as_a_whole():
+    utils = pytest.importorskip("accelerate.utils")
+    batch = PackedCollator("class")(examples("class"))
+    moved = utils.send_to_device(batch, torch.device("meta"), non_blocking=True)
+    assert isinstance(moved, Batch) and moved.infos == batch.infos and moved["input_ids"].position_ids.is_meta
+
+
 @pytest.mark.parametrize(
     ("kind", "labels", "message"),
     [
