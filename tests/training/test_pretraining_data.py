@@ -289,6 +289,9 @@ def test_arguments_are_checked(tokenizer):
     PretrainingData(documents(1), tokenizer, nsp=False)
     with pytest.raises(ValueError, match="seq_length must be at least 5, not 4"):
         PretrainingData(documents(), tokenizer, seq_length=4)
+    cased = Tokenizer(wordpiece(tokenizer.get_vocab(), BERT_TOKENS, lowercase=False), BERT_TOKENS)
+    with pytest.raises(ValueError, match="the corpus was made with another tokenizer"):
+        PretrainingData(Corpus(documents(), cased), tokenizer)
     masking = TokenMasking.for_tokenizer(tokenizer)
     with pytest.raises(ValueError, match="without numbers cannot be masked"):
         MaskingCollator(masking)([Example([5, 6])])

@@ -45,6 +45,7 @@ class Corpus:
 
     Attributes:
         documents: :class:`Documents` of mapped arrays, tokens int32.
+        tokenizer_identity: of the tokenizer, as :func:`tokenizer_identity` tells it.
 
     Raises:
         InputError: what cannot be read, or holds no tokens.
@@ -64,10 +65,11 @@ class Corpus:
         text_field: str = "text",
         on_bad_row: str = "raise",
     ) -> None:
+        self.tokenizer_identity = tokenizer_identity(tokenizer)
         if cache is None:
             self.path = temporary_folder(self) / "corpus"
         else:
-            self.path = Path(cache) / _key(documents, tokenizer, text_field, on_bad_row)
+            self.path = Path(cache) / _key(documents, self.tokenizer_identity, text_field, on_bad_row)
         if not self.path.is_dir():
             try:
                 with atomic_directory(self.path) as folder:
@@ -90,10 +92,11 @@ class Corpus:
         return self.documents.tokens.size
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path}  # another process maps the files for itself
+        # another process maps the files for itself
+        return {"path": self.path, "tokenizer_identity": self.tokenizer_identity}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.path = state["path"]
+        vars(self).update(state)
         self._open()
 
 
@@ -178,12 +181,17 @@ def _is_text(path: Path) -> bool:
     return File(path).format(SUFFIXES, "give one of these") == "text"
 
 
-def _key(documents: Any, tokenizer: Tokenizer, text_field: str, on_bad_row: str) -> str:
-    """A name for the result: the same content, tokenizer and settings have the same."""
+def tokenizer_identity(tokenizer: Tokenizer) -> str:
+    """A short text that is another for a tokenizer that gives other ids."""
     state = json.loads(tokenizer.backend.to_str())
     state.update(truncation=None, padding=None)  # how it was last called, not what it is
-    facts = [_VERSION, state, text_field, on_bad_row]
-    digest = hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=16)
+    return hashlib.blake2b(json.dumps(state, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def _key(documents: Any, tokenizer: str, text_field: str, on_bad_row: str) -> str:
+    """A name for the result: the same content, tokenizer and settings have the same."""
+    facts = [_VERSION, tokenizer, text_field, on_bad_row]
+    digest = hashlib.blake2b(json.dumps(facts).encode(), digest_size=16)
     paths = _paths(documents)
     if (paths is None and iter(documents) is documents) or Path("-") in (paths or []):
         return os.urandom(16).hex()  # it can be read once: there is no finding it again

@@ -10,7 +10,7 @@ import numpy as np
 from bert_fast.tokenizer import Tokenizer
 from bert_fast.training import draws
 from bert_fast.training.arrays import whole
-from bert_fast.training.data.corpus import Corpus, Source
+from bert_fast.training.data.corpus import Corpus, Source, tokenizer_identity
 from bert_fast.training.data.example import Example
 from bert_fast.training.data.masked import MaskingCollator
 from bert_fast.training.masking import TokenMasking
@@ -49,7 +49,8 @@ class PretrainingData:
         part_tokens: about how many tokens of documents make a part.
 
     Raises:
-        ValueError: an argument outside what is said above; with ``nsp``, fewer than two documents.
+        ValueError: an argument outside what is said above; with ``nsp``, fewer than two documents; a corpus of
+            another tokenizer.
     """
 
     def __init__(
@@ -79,6 +80,8 @@ class PretrainingData:
         self.masking = TokenMasking.for_tokenizer(tokenizer, seed=seed) if masking is None else masking
         if isinstance(documents, Corpus):
             self.corpus = documents
+            if documents.tokenizer_identity != tokenizer_identity(tokenizer):
+                raise ValueError("the corpus was made with another tokenizer: its ids mean other tokens")
         else:
             self.corpus = Corpus(documents, tokenizer, cache=cache, text_field=text_field, on_bad_row=on_bad_row)
         if nsp and len(self.corpus) < 2:
