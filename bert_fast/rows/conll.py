@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 
 from bert_fast.rows.errors import Bad, Placed
 from bert_fast.rows.files import File
 
+_NO_WORD = re.compile(r"\d+[-.]\d+")  # a range of words, or a node that is no word
 _DEFAULT = {"conll": {"tokens": 0, "labels": -1}, "conllu": {"tokens": 1, "labels": 3}}
 
 
@@ -47,6 +49,10 @@ def conll(file: File, kind: str, columns: Mapping[str, int] | None) -> Iterator[
             if _left_out(kind, line, fields):
                 continue
             first = first or number
+            if kind == "conllu" and not fields[0].isdecimal():
+                problem = problem or Bad(
+                    _at(number, f"a word's line begins with its number, not with {fields[0]!r:.40}")
+                )
             width = width or len(fields)
             if fixed and len(fields) != width:
                 problem = problem or Bad(_at(number, f"{len(fields)} columns, but the first token has {width}"))
@@ -65,5 +71,5 @@ def _at(number: int, problem: str) -> str:
 
 def _left_out(kind: str, line: str, fields: list[str]) -> bool:
     if kind == "conllu":
-        return line.startswith("#") or not fields[0].isdecimal()
+        return line.startswith("#") or _NO_WORD.fullmatch(fields[0]) is not None
     return line.startswith("-DOCSTART-")

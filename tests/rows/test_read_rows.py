@@ -189,6 +189,9 @@ def test_conll_columns(tmp_path):
     )
     row = {"tokens": ["do", "n't", "New York"], "labels": ["AUX", "PART", "PROPN"]}
     assert list(read_rows(tmp_path / "b.conllu")) == [row]
+    (tmp_path / "c.conllu").write_text("1\tdo\tdo\tAUX\nx\tn't\tnot\tPART\n")
+    with pytest.raises(InputError, match="line 1: .in line 2. a word's line begins with its number, not with 'x'"):
+        list(read_rows(tmp_path / "c.conllu"))
     with pytest.raises(InputError, match="line 1: .in line 1. no column 4 for 'labels'"):
         list(read_rows(tmp_path / "a.conll", columns={"tokens": 0, "labels": 4}))
     for columns in (["tokens"], {"tokens": "form"}):
