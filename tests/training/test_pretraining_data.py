@@ -1,7 +1,9 @@
 """Pre-training data: from raw documents to masked batches, the same for any parts' order, workers, ranks and resume."""
 
 import json
+import os
 import pickle
+import time
 import tracemalloc
 from unittest import mock
 
@@ -138,6 +140,19 @@ def test_a_corpus_is_complete_or_absent(tokenizer, tmp_path):
     assert folder.is_dir()
     del corpus
     assert not folder.exists(), "a temporary corpus goes with its object"
+
+
+def test_what_a_killed_process_left_is_removed_in_time(tokenizer, tmp_path):
+    docs = documents()
+    name = Corpus(docs, tokenizer, cache=tmp_path / "elsewhere").path.name
+    for kind, age in (("old", 4000), ("new", 0)):
+        left = tmp_path / f".{name}.{kind}.tmp"
+        left.mkdir()
+        (left / "tokens.bin").write_bytes(b"1234")
+        for path in (left, left / "tokens.bin"):
+            os.utime(path, times=(time.time() - age,) * 2)
+    Corpus(docs, tokenizer, cache=tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"elsewhere", name, f".{name}.new.tmp"}
 
 
 def test_another_process_that_was_quicker_is_left_alone(tokenizer, tmp_path):

@@ -7,8 +7,10 @@ import json
 import os
 import shutil
 import tempfile
+import time
 import weakref
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -16,13 +18,15 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from bert_fast.io import atomic_directory
-from bert_fast.rows import InputError, read_rows
-from bert_fast.rows.files import SUFFIXES, File
+from bert_fast.rows import InputError
+from bert_fast.rows.files import File
 from bert_fast.tokenizer import Tokenizer
 from bert_fast.tokenizer.files import UNLIMITED
+from bert_fast.training.data.sentences import paths_of, sentences_of
 from bert_fast.training.documents import Documents
 
 _VERSION = 1  # of the files' meaning: raise it where the same text would give other arrays
+_ABANDONED = 3600.0  # seconds without a sentence
 _SENTENCES = 4096  # tokenized at a time
 _ARRAYS = {"tokens": np.int32, "sentence_offsets": np.int64, "document_offsets": np.int64}
 Source = str | Path | Sequence[str | Path] | Iterable[Any]
@@ -71,9 +75,10 @@ class Corpus:
         else:
             self.path = Path(cache) / _key(documents, self.tokenizer_identity, text_field, on_bad_row)
         if not self.path.is_dir():
+            _remove_abandoned(self.path)
             try:
                 with atomic_directory(self.path) as folder:
-                    _tokenize(_sentences(documents, text_field, on_bad_row), tokenizer, folder)
+                    _tokenize(sentences_of(documents, text_field, on_bad_row), tokenizer, folder)
                     if self.path.is_dir():
                         raise _MadeByAnother
             except _MadeByAnother:
@@ -112,73 +117,20 @@ def _remove(path: Path, process: int) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
+def _remove_abandoned(path: Path) -> None:
+    """What a killed process has left of the same corpus: nothing was written to it for an hour."""
+    for left in path.parent.glob(f".{path.name}.*.tmp"):
+        with suppress(FileNotFoundError):  # its process lives, and has just given it its name
+            if time.time() - max(file.stat().st_mtime for file in (left, *left.iterdir())) > _ABANDONED:
+                shutil.rmtree(left, ignore_errors=True)
+
+
 class _MadeByAnother(Exception):
     """Another process has put the same files in place."""
 
 
 def _mapped(path: Path, kind: type) -> np.ndarray:
     return np.asarray(np.memmap(path, dtype=kind, mode="r"))
-
-
-# ---------------------------------------------------------------- documents as a stream of sentences
-
-
-def _sentences(documents: Any, text_field: str, on_bad_row: str) -> Iterator[str | None]:
-    """Sentences, and None where a document ends."""
-    paths = _paths(documents)
-    if paths is None:
-        for number, document in enumerate(documents, 1):
-            try:
-                lines = _lines(document, text_field)
-            except InputError as error:
-                raise InputError(f"document {number}: {error}") from None
-            yield from lines
-            yield None
-        return
-    for path in paths:
-        if _is_text(path):
-            for row in read_rows(path, "text", on_bad_row=on_bad_row):
-                yield row["text"] if row["text"].strip() else None
-            yield None
-        else:
-            rows = read_rows(path, columns=[text_field], on_bad_row=on_bad_row)
-            for lines in rows.map(lambda row: _lines(row, text_field)):
-                yield from lines
-                yield None
-
-
-def _lines(document: Any, text_field: str) -> Iterable[str]:
-    if isinstance(document, Mapping):
-        if text_field not in document:
-            raise InputError(f"no field {text_field!r}; there are {', '.join(map(repr, document))}")
-        document = document[text_field]
-    if isinstance(document, str):
-        return document.splitlines()
-    if not isinstance(document, (list, tuple)) or not all(isinstance(sentence, str) for sentence in document):
-        raise InputError(f"a document is a text, a list of sentences or a row with one, not {document!r:.60}")
-    return document
-
-
-def _paths(documents: Any) -> list[Path] | None:
-    if isinstance(documents, (str, Path)):
-        return [Path(documents)]
-    if isinstance(documents, Mapping):
-        raise InputError(f"documents cannot be a {type(documents).__name__}: give one of {', '.join(documents)}")
-    listed = isinstance(documents, (list, tuple)) and bool(documents)
-    if listed and all(isinstance(d, Path) or (isinstance(d, str) and _is_file(d)) for d in documents):
-        return [Path(d) for d in documents]
-    return None
-
-
-def _is_file(name: str) -> bool:
-    try:
-        return os.path.isfile(name)
-    except ValueError:  # a NUL in it
-        return False
-
-
-def _is_text(path: Path) -> bool:
-    return File(path).format(SUFFIXES, "give one of these") == "text"
 
 
 def tokenizer_identity(tokenizer: Tokenizer) -> str:
@@ -192,7 +144,7 @@ def _key(documents: Any, tokenizer: str, text_field: str, on_bad_row: str) -> st
     """A name for the result: the same content, tokenizer and settings have the same."""
     facts = [_VERSION, tokenizer, text_field, on_bad_row]
     digest = hashlib.blake2b(json.dumps(facts).encode(), digest_size=16)
-    paths = _paths(documents)
+    paths = paths_of(documents)
     if (paths is None and iter(documents) is documents) or Path("-") in (paths or []):
         return os.urandom(16).hex()  # it can be read once: there is no finding it again
     for path in paths or []:
@@ -201,7 +153,7 @@ def _key(documents: Any, tokenizer: str, text_field: str, on_bad_row: str) -> st
             while block := file.read(1 << 20):
                 digest.update(block)
     if paths is None:
-        for sentence in _sentences(documents, text_field, on_bad_row):
+        for sentence in sentences_of(documents, text_field, on_bad_row):
             digest.update(b"\0" if sentence is None else sentence.encode("utf-8", "surrogatepass") + b"\n")
     return digest.hexdigest()
 
