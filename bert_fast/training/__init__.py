@@ -1,5 +1,7 @@
 """What training needs beside the models: its data, optimizers, the groups of their parameters, and schedules."""
 
+from typing import TYPE_CHECKING, Any
+
 from bert_fast.training.groups import parameter_groups
 from bert_fast.training.masking import TokenMasking
 from bert_fast.training.optimizers import AdamW, Lamb
@@ -7,14 +9,47 @@ from bert_fast.training.pairing import Documents, SentencePairing
 from bert_fast.training.schedules import linear_schedule, polynomial_schedule
 from bert_fast.training.windows import pack_windows
 
+if TYPE_CHECKING:
+    from bert_fast.training.checkpointing import SaveError
+    from bert_fast.training.loop import FitResult, fit
+    from bert_fast.training.losses import Loss, ModelLoss
+    from bert_fast.training.plot import plot
+    from bert_fast.training.steps import NonFinite
+
+# They need Accelerate, which what stands above does without.
+_ON_USE = {
+    "FitResult": "loop",
+    "Loss": "losses",
+    "ModelLoss": "losses",
+    "NonFinite": "steps",
+    "SaveError": "checkpointing",
+    "fit": "loop",
+    "plot": "plot",
+}
+
 __all__ = [
     "AdamW",
     "Documents",
+    "FitResult",
     "Lamb",
+    "Loss",
+    "ModelLoss",
+    "NonFinite",
+    "SaveError",
     "SentencePairing",
     "TokenMasking",
+    "fit",
     "linear_schedule",
     "pack_windows",
     "parameter_groups",
+    "plot",
     "polynomial_schedule",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    import importlib
+
+    if name not in _ON_USE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_ON_USE[name]}"), name)
