@@ -107,7 +107,7 @@ def fit(
         NonFinite: the loss or, without a loss scale, a gradient was not finite. Nothing was moved; the state before
             the step and the numbers of the batch's examples are in ``run_dir``.
         SaveError: a checkpoint could not be written.
-        ValueError: arguments that contradict each other.
+        ValueError: arguments that contradict each other; a loader without batches.
     """
     _check(locals())
     accelerator = accelerator or devices.make_accelerator(mixed_precision, unused_parameters)
@@ -129,6 +129,7 @@ def fit(
 
     prepared.train()
     while not run.done():
+        before = run.progress.step
         for group in groups(loader, gradient_accumulation):
             with run.saved_if_not_finite(group):
                 report = take_step(group.batches)
@@ -140,6 +141,8 @@ def fit(
             run.save(group)
             if run.done():
                 break
+        if run.progress.step == before:
+            raise ValueError("the loader gave no batch")
     progress = run.finish()
     stopped_early = run.evaluations.exhausted(progress)
     return FitResult(run.model, progress.step, progress.epoch, progress.best, progress.best_step, stopped_early)

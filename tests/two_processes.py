@@ -1,0 +1,105 @@
+"""Started by torchrun: short runs in two processes, their losses written as JSON for test_processes.py to judge."""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from tiny_training import NO_DROPOUT, SIZES, collected, joined, pretraining_batch, pretraining_model, texts
+from torch import nn
+
+from bert_fast import BertConfig, BertModel
+from bert_fast.training import AdamW, Lamb, parameter_groups
+from bert_fast.training.data import Batch
+
+
+class SharedOut:
+    """Batches of which every process gets its texts; the last batch has one, so that the second process has none."""
+
+    def __init__(self, rank, world, batches=5):
+        sizes = [4] * (batches - 1) + [1]
+        rows, self.batches = texts(sum(sizes)), []
+        for k, size in enumerate(sizes):
+            singles = [pretraining_batch([row], 10 * k + i) for i, row in enumerate(rows[:size])]
+            rows = rows[size:]
+            mine = singles[rank::world]
+            whole = joined(mine or singles)
+            counts = {
+                "labels": int((whole["labels"] != -100).sum()),
+                "next_sentence_label": len(whole["next_sentence_label"]),
+            }
+            if not mine:
+                counts = dict.fromkeys(counts, 0)
+            self.batches.append(Batch(whole, label_counts=counts, tokens=0, filler=not mine))
+        self.taken = 0
+
+    def state_dict(self):
+        return {"taken": self.taken}
+
+    def load_state_dict(self, state):
+        self.taken = state["taken"]
+
+    def __iter__(self):
+        for batch in self.batches[self.taken :]:
+            self.taken += 1
+            yield batch
+        self.taken = 0
+
+
+class UnusedPooler(nn.Module):
+    """The encoder with its pooler, which the loss does not read."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.bert = BertModel(BertConfig(**SIZES, **NO_DROPOUT))
+
+    def forward(self, input_ids, labels, next_sentence_label):
+        states = self.bert(input_ids).last_hidden_state
+        return {"loss": states[labels != -100].square().sum(-1).sqrt().mean()}
+
+
+class _OneLoss:
+    def counts(self, batch):
+        return {"labels": batch.label_counts["labels"]}
+
+    def __call__(self, model, batch):
+        return {"labels": model(**batch)["loss"]}
+
+
+def optimizer(kind, model):
+    return {"AdamW": AdamW, "Lamb": Lamb}[kind](parameter_groups(model, 0.01), lr=1e-2)
+
+
+def scenarios(rank, world, folder):
+    """The losses of each, by name; run_dir's are shared with the test, which goes on with other processes."""
+
+    def run(kind="Lamb", steps=6, model=None, **options):
+        model = model or pretraining_model(**NO_DROPOUT)
+        options = {"max_grad_norm": 1.0, "optimizer": optimizer(kind, model), "steps": steps, **options}
+        return collected(model, SharedOut(rank, world), **options)
+
+    yield "Lamb", run()
+    yield "AdamW", run("AdamW")
+    yield "accumulated", run(gradient_accumulation=2)
+    yield "unused pooler", run(model=UnusedPooler(), unused_parameters=True, loss=_OneLoss())
+    yield "to be gone on with", run(steps=3, run_dir=folder / f"from {world}")
+    if world > 1:
+        for kind in ("Lamb", "AdamW"):
+            yield f"{kind}, sharded", run(kind, shard=True)
+        yield "accumulated, sharded", run(gradient_accumulation=2, shard=True)
+        yield "sharded, to be gone on with", run(steps=3, shard=True, run_dir=folder / "from sharded")
+        yield "gone on with, from 1", run(run_dir=folder / "from 1")
+        yield "gone on with, sharded, from copies", run(shard=True, run_dir=folder / "copy of from 1")
+    else:
+        yield "gone on with, from 2", run(run_dir=folder / "from 2")
+        yield "gone on with, from sharded", run(run_dir=folder / "from sharded")
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    accelerator = Accelerator(cpu=True)
+    found = dict(scenarios(accelerator.process_index, accelerator.num_processes, Path(sys.argv[1])))
+    if accelerator.is_main_process:
+        Path(sys.argv[1], "losses.json").write_text(json.dumps(found))
