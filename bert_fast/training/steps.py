@@ -73,9 +73,14 @@ class Stepper:
         norm = float(accelerator.clip_grad_norm_(self.model.parameters(), self.max_grad_norm))
         if not math.isfinite(norm) and accelerator.scaler is None:
             raise NonFinite(f"the gradients' norm is {norm}, with a loss of {losses}")
+        # Accelerate asks whether step() was called; Lamb and AdamW are called, and skip by themselves.
+        scale = self._scale()
         self.optimizer.step()
         self.optimizer.zero_grad()
-        return StepReport(losses, norm, int(tokens), accelerator.optimizer_step_was_skipped)
+        return StepReport(losses, norm, int(tokens), skipped=self._scale() < scale)
+
+    def _scale(self) -> float:
+        return 1.0 if self.accelerator.scaler is None else self.accelerator.scaler.get_scale()
 
     def _summed(self, values: list[float] | Tensor) -> list[float]:
         """Sums over all processes."""
