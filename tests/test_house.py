@@ -32,6 +32,7 @@ ORDER = (
     "encode",
     "doctor",
     "demo",
+    "pretrain_command",
     "cli",
     "__main__",
 )

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from bert_fast.training.loop import FitResult, fit
     from bert_fast.training.losses import Loss, ModelLoss
     from bert_fast.training.plot import plot
+    from bert_fast.training.pretraining.run import pretrain
+    from bert_fast.training.pretraining.settings import PretrainSettings
     from bert_fast.training.steps import NonFinite
 
 # They need Accelerate, which what stands above does without.
@@ -22,9 +24,11 @@ _ON_USE = {
     "Loss": "losses",
     "ModelLoss": "losses",
     "NonFinite": "steps",
+    "PretrainSettings": "pretraining.settings",
     "SaveError": "checkpointing",
     "fit": "loop",
     "plot": "plot",
+    "pretrain": "pretraining.run",
 }
 
 __all__ = [
@@ -35,6 +39,7 @@ __all__ = [
     "Loss",
     "ModelLoss",
     "NonFinite",
+    "PretrainSettings",
     "SaveError",
     "SentencePairing",
     "TokenMasking",
@@ -44,6 +49,7 @@ __all__ = [
     "parameter_groups",
     "plot",
     "polynomial_schedule",
+    "pretrain",
 ]
 
 
