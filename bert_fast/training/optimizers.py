@@ -87,7 +87,11 @@ class _MomentOptimizer(torch.optim.Optimizer):
                 if capturing:
                     raise RuntimeError("take a step before the capture: a replay would make its state anew every time")
                 state.update(self._new_state(p))
-            yield AdamTensors(p, p.grad, state["exp_avg"], state["exp_avg_sq"], state["step"], state.get("master"))
+            whole = AdamTensors(p, p.grad, state["exp_avg"], state["exp_avg_sq"], state["step"], state.get("master"))
+            if not hasattr(p, "placements") or self.max_grad_norm is not None or self._rule(group).adapt:
+                yield whole
+            else:
+                yield from _shard(whole)
 
     def _new_state(self, p: Tensor) -> dict[str, Tensor]:
         wide = torch.float64 if p.dtype == torch.float64 else torch.float32
@@ -267,6 +271,27 @@ class AdamW(_MomentOptimizer):
             group["weight_decay"],
             bias_correction=group["bias_correction"],
         )
+
+
+def _shard(t: AdamTensors) -> Iterator[AdamTensors]:
+    """This process's part of DTensors: Adam moves every element by itself, so each process runs the kernel on its own.
+
+    LAMB's norms, and that of a gradient to be clipped, are over all parts: those stay DTensors, whose ops exchange.
+    """
+    together = [x for x in (*t.written(), t.grad) if getattr(x, "placements", None) == t.param.placements]
+    if len(together) < len([*t.written(), t.grad]) or any(place.is_partial() for place in t.param.placements):
+        yield t
+        return
+    local = AdamTensors(
+        t.param.to_local(),
+        t.grad.to_local(),
+        t.exp_avg.to_local(),
+        t.exp_avg_sq.to_local(),
+        t.step,
+        None if t.master is None else t.master.to_local(),
+    )
+    if local.param.numel():  # a bias of 2 has nothing for a third process
+        yield local
 
 
 def _refuse_unknown(group: dict[str, Any]) -> None:
