@@ -7,8 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bert_fast.ops.attention_rows import Slots, attend_with_dropout
+
 # Lengths are rounded up to this before they are grouped: fewer, larger calls against a little padding.
 GRANULE = 16
+# From here on a call is worth its price for one sequence, whose rows then need no copy.
+ALONE = 64
 
 
 @dataclass(frozen=True)
@@ -17,6 +21,10 @@ class _Group:
 
     rows: Tensor | slice
     key_mask: Tensor | None
+
+    def shape(self) -> tuple[int, int]:
+        """Sequences and slots of each, ``(b, L)``."""
+        return (1, self.rows.stop - self.rows.start) if isinstance(self.rows, slice) else tuple(self.rows.shape)
 
     def gather(self, x: Tensor) -> Tensor:
         """``x [T, N, D]`` -> ``[b, N, L, D]``; a view where the group is one sequence."""
@@ -36,6 +44,7 @@ class AttentionGroups:
     def __init__(self, cu_seqlens: Tensor, key_mask: Tensor | None = None) -> None:
         self._cu_seqlens, self._key_mask = cu_seqlens, key_mask
         self._made = False
+        self._slots_made: Slots | None = None
 
     def _make(self) -> None:
         cu_seqlens, key_mask = self._cu_seqlens, self._key_mask
@@ -43,7 +52,8 @@ class AttentionGroups:
         by_length: dict[int, list[tuple[int, int]]] = defaultdict(list)
         for start, end in zip(bounds, bounds[1:], strict=False):
             if end > start:
-                by_length[-(-(end - start) // GRANULE)].append((start, end))
+                length = end - start
+                by_length[-(-length // GRANULE) if length < ALONE else -start - 1].append((start, end))
         self._groups: list[_Group] = []
         self._restore = torch.empty(bounds[-1], dtype=torch.int64, device=cu_seqlens.device)
         offset = 0
@@ -54,7 +64,8 @@ class AttentionGroups:
                 self._restore[start:end] = torch.arange(first, first + end - start, device=cu_seqlens.device)
             self._groups.append(_group(members, longest, key_mask, cu_seqlens.device))
             offset += len(members) * longest
-        self._in_order = len(self._groups) == 1 and offset == bounds[-1]
+        in_order = torch.arange(bounds[-1], device=cu_seqlens.device)
+        self._in_order = offset == bounds[-1] and torch.equal(self._restore, in_order)
         self._made = True
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float | None, p: float) -> Tensor:
@@ -64,6 +75,8 @@ class AttentionGroups:
         """
         if not self._made:
             self._make()
+        if torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)) and q.shape[0] == len(self._restore):
+            return self._attend_with_gradients(q, k, v, scale, p)
         outputs = []
         for group in self._groups:
             operands = (group.gather(x) for x in (q, k, v))
@@ -76,6 +89,39 @@ class AttentionGroups:
         if self._in_order and not surplus:
             return joined
         return joined.index_select(0, F.pad(self._restore, (0, surplus)) if surplus else self._restore)
+
+
+    def _attend_with_gradients(self, q: Tensor, k: Tensor, v: Tensor, scale: float | None, p: float) -> Tensor:
+        if not self._in_order:
+            slots = self._slots()
+            q, k, v = (slots.spread(x) for x in (q, k, v))
+        shapes = [group.shape() for group in self._groups]
+        pieces = zip(*(x.split([b * length for b, length in shapes]) for x in (q, k, v)), strict=True)
+        outputs = []
+        for group, shape, piece in zip(self._groups, shapes, pieces, strict=True):
+            operands = [x.unflatten(0, shape).transpose(1, 2) for x in piece]
+            if p > 0 and self._key_mask is None:
+                out = attend_with_dropout(*operands, group.key_mask, scale, p)
+            else:
+                out = F.scaled_dot_product_attention(*operands, attn_mask=group.key_mask, dropout_p=p, scale=scale)
+            outputs.append(out.transpose(1, 2).flatten(0, 1))
+        joined = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+        return joined if self._in_order else slots.collect(joined)
+
+    def _slots(self) -> Slots:
+        if self._slots_made is None:
+            device = self._restore.device
+            rows = [
+                torch.arange(group.rows.start, group.rows.stop, device=device)
+                if isinstance(group.rows, slice)
+                else group.rows.flatten()
+                for group in self._groups
+            ]
+            flat = torch.cat(rows)
+            counts = torch.zeros(len(flat), dtype=torch.bool, device=device)
+            counts[self._restore] = True
+            self._slots_made = Slots(flat, counts, self._restore)
+        return self._slots_made
 
 
 def _group(members: list[tuple[int, int]], longest: int, key_mask: Tensor | None, device: torch.device) -> _Group:
