@@ -19,6 +19,27 @@ SIZES = {
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
 
+WORDS = ["the", "cat", "sat", "on", "a", "mat", "while", "some", "dog", "ran", "to", "its", "house", "then", "more"]
+
+
+def documents_and_tokenizer(folder):
+    """Writes documents, a tokenizer's folder and a small model's config."""
+    draw = torch.Generator().manual_seed(2)
+
+    def sentence():
+        count = int(torch.randint(3, 9, (), generator=draw))
+        return " ".join(WORDS[i] for i in torch.randint(len(WORDS), (count,), generator=draw).tolist())
+
+    documents = ["\n".join(sentence() for _ in range(6)) for _ in range(30)]
+    (folder / "documents.txt").write_text("\n\n".join(documents) + "\n")
+    (folder / "tokenizer").mkdir()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    (folder / "tokenizer" / "vocab.txt").write_text("\n".join([*special, *WORDS, "##s"]) + "\n")
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    (folder / "small.json").write_text(json.dumps({**sizes, "max_position_embeddings": 64}))
+    return folder
+
+
 def pretraining_model(**settings):
     torch.manual_seed(0)
     return BertForPreTraining(BertConfig(**SIZES, **settings))

@@ -5,13 +5,13 @@ import sys
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
 from tiny_training import NO_DROPOUT, SIZES, collected, joined, pretraining_batch, pretraining_model, texts
 from torch import nn
 
 from bert_fast import BertConfig, BertModel
-from bert_fast.training import AdamW, Lamb, parameter_groups
+from bert_fast.training import AdamW, Lamb, PretrainSettings, parameter_groups, pretrain
 from bert_fast.training.data import Batch
+from bert_fast.training.devices import make_accelerator
 
 
 class SharedOut:
@@ -84,6 +84,7 @@ def scenarios(rank, world, folder):
     yield "AdamW", run("AdamW")
     yield "accumulated", run(gradient_accumulation=2)
     yield "unused pooler", run(model=UnusedPooler(), unused_parameters=True, loss=_OneLoss())
+    yield "pretrain", pretrained(folder, f"pretrained by {world}", shard=world > 1)
     yield "to be gone on with", run(steps=3, run_dir=folder / f"from {world}")
     if world > 1:
         for kind in ("Lamb", "AdamW"):
@@ -97,9 +98,31 @@ def scenarios(rank, world, folder):
         yield "gone on with, from sharded", run(run_dir=folder / "from sharded")
 
 
+def pretrained(folder, output, shard):
+    """The losses and scores of a run from documents, in two phases."""
+    settings = PretrainSettings(
+        documents=[str(folder / "documents.txt")],
+        eval_documents=[str(folder / "documents.txt")],
+        tokenizer=str(folder / "tokenizer"),
+        output=str(folder / output),
+        model=str(folder / "small.json"),
+        max_length=[16, 32],
+        steps=[3, 2],
+        batch_size=[8, 4],
+        dropout=0.0,
+        evaluate_every=4,
+        log_every=1,
+        shard=shard,
+    )
+    lines = []
+    pretrain(settings, [lines.append])
+    return [value for line in lines for name, value in line.items() if name.endswith(("loss", "accuracy"))]
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    accelerator = Accelerator(cpu=True)
+    accelerator = make_accelerator()
+    assert accelerator.num_processes == 2
     found = dict(scenarios(accelerator.process_index, accelerator.num_processes, Path(sys.argv[1])))
     if accelerator.is_main_process:
         Path(sys.argv[1], "losses.json").write_text(json.dumps(found))

@@ -22,7 +22,9 @@ def make_accelerator(mixed_precision: str | None = None, unused_parameters: bool
             told, and pays for.
     """
     ddp = DistributedDataParallelKwargs(find_unused_parameters=unused_parameters, gradient_as_bucket_view=True)
-    return Accelerator(mixed_precision=mixed_precision, kwargs_handlers=[ddp])
+    # Without a GPU, Accelerate would take each process of torchrun for a run of its own, unless it is told.
+    cpu = not torch.accelerator.is_available()
+    return Accelerator(mixed_precision=mixed_precision, cpu=cpu, kwargs_handlers=[ddp])
 
 
 def prepare(

@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from tiny_training import documents_and_tokenizer
 
 from bert_fast import BertForMaskedLM, BertForPreTraining, BertModel, Tokenizer
 from bert_fast.cli import main
@@ -14,28 +15,13 @@ from bert_fast.training.pretraining.phases import PhasedLoader
 from bert_fast.training.pretraining.run import new_model, new_optimizer
 from bert_fast.training.pretraining.settings import settings_from
 
-WORDS = ["the", "cat", "sat", "on", "a", "mat", "while", "some", "dog", "ran", "to", "its", "house", "then", "more"]
 NEEDED = {"documents": ["d.txt"], "tokenizer": "t", "output": "o"}
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Documents, a tokenizer and a small model's config."""
-    folder = tmp_path_factory.mktemp("pretraining")
-    draw = torch.Generator().manual_seed(2)
-
-    def sentence():
-        count = int(torch.randint(3, 9, (), generator=draw))
-        return " ".join(WORDS[i] for i in torch.randint(len(WORDS), (count,), generator=draw).tolist())
-
-    documents = ["\n".join(sentence() for _ in range(6)) for _ in range(30)]
-    (folder / "documents.txt").write_text("\n\n".join(documents) + "\n")
-    (folder / "tokenizer").mkdir()
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    (folder / "tokenizer" / "vocab.txt").write_text("\n".join([*special, *WORDS, "##s"]) + "\n")
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
-    (folder / "small.json").write_text(json.dumps({**sizes, "max_position_embeddings": 64}))
-    return folder
+    return documents_and_tokenizer(tmp_path_factory.mktemp("pretraining"))
 
 
 def settings(folder, output, **changed):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import two_processes
+from tiny_training import documents_and_tokenizer
 
 TESTS = Path(__file__).resolve().parents[1]
 
@@ -18,6 +19,7 @@ TESTS = Path(__file__).resolve().parents[1]
 def losses(tmp_path_factory):
     """{scenario: losses} of two processes, and of one."""
     folder = tmp_path_factory.mktemp("processes")
+    documents_and_tokenizer(folder)
     alone = {}
     one = two_processes.scenarios(0, 1, folder)
     for name, values in one:
@@ -61,6 +63,13 @@ def test_two_processes_go_on_where_one_was_stopped(losses, name):
 def test_one_process_goes_on_where_two_were_stopped(losses, name):
     alone, _ = losses
     assert alone[name] == pytest.approx(alone["Lamb"][3:], rel=2e-5)
+
+
+def test_pretraining_from_documents_is_the_same_in_two_sharded_processes(losses):
+    """Losses of both phases, and the scores of held-out text, of which each process measured a part."""
+    alone, together = losses
+    assert len(alone["pretrain"]) == 3 * 5 + 4 * 2
+    assert together["pretrain"] == pytest.approx(alone["pretrain"], rel=2e-5)
 
 
 def test_losses_change(losses):
