@@ -101,7 +101,7 @@ class AttentionGroups:
         for group, shape, piece in zip(self._groups, shapes, pieces, strict=True):
             operands = [x.unflatten(0, shape).transpose(1, 2) for x in piece]
             if p > 0 and self._key_mask is None:
-                out = attend_with_dropout(*operands, group.key_mask, scale, p)
+                out = attend_with_dropout(operands[0], operands[1], operands[2], group.key_mask, scale, p)
             else:
                 out = F.scaled_dot_product_attention(*operands, attn_mask=group.key_mask, dropout_p=p, scale=scale)
             outputs.append(out.transpose(1, 2).flatten(0, 1))
