@@ -15,10 +15,10 @@ import tempfile
 import time
 from pathlib import Path
 
-STEPS, SAVE_EVERY = 60, 2
+SAVE_EVERY = 2
 
 
-def train(run_dir: str) -> None:
+def train(run_dir: str, steps: int) -> None:
     """A small pretraining run with dropout, LAMB, a schedule and accumulation; shuffled anew in every epoch."""
     import numpy as np
     import torch
@@ -46,8 +46,8 @@ def train(run_dir: str) -> None:
         model,
         DataLoader(range(len(texts)), batch_size=4, shuffle=True, collate_fn=collate),
         optimizer,
-        polynomial_schedule(optimizer, 5, STEPS),
-        steps=STEPS,
+        polynomial_schedule(optimizer, 5, steps),
+        steps=steps,
         run_dir=run_dir,
         gradient_accumulation=2,
         max_grad_norm=1.0,
@@ -63,7 +63,7 @@ def losses(run_dir: Path) -> list[tuple[int, float]]:
     return [(line["step"], line["loss"]) for line in lines]
 
 
-def killed_run(run_dir: Path, kills: int, seed: int, say=print) -> dict[str, int]:
+def killed_run(run_dir: Path, steps: int, kills: int, seed: int, say=print) -> dict[str, int]:
     """Start :func:`train` again and again, and kill it ``kills`` times; then let it end.
 
     Every other time it is killed as soon as a checkpoint is being written, otherwise after a random time.
@@ -75,7 +75,7 @@ def killed_run(run_dir: Path, kills: int, seed: int, say=print) -> dict[str, int
     draw = random.Random(seed)
     done, writing, resumed = 0, 0, set()
     while True:
-        process = context.Process(target=train, args=(str(run_dir),))
+        process = context.Process(target=train, args=(str(run_dir), steps))
         before = starts(run_dir)
         process.start()
         if done < kills:
@@ -98,9 +98,9 @@ def killed_run(run_dir: Path, kills: int, seed: int, say=print) -> dict[str, int
         done += 1
         left = unfinished(run_dir)
         writing += bool(left)
-        steps = sorted(int(path.name[5:]) for path in (run_dir / "checkpoints").glob("step-*"))
-        resumed.add(steps[-1] if steps else 0)
-        say(f"kill {done}: newest complete checkpoint {steps[-1] if steps else None}, half written: {len(left)}")
+        newest = max((int(path.name[5:]) for path in (run_dir / "checkpoints").glob("step-*")), default=0)
+        resumed.add(newest)
+        say(f"kill {done}: newest complete checkpoint {newest}, half written: {len(left)}")
 
 
 def unfinished(run_dir: Path) -> list[Path]:
@@ -118,12 +118,13 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         whole, broken = Path(folder) / "whole", Path(folder) / "broken"
-        train(str(whole))
-        print(killed_run(broken, arguments.kills, arguments.seed))
+        train(str(whole), arguments.steps)
+        print(killed_run(broken, arguments.steps, arguments.kills, arguments.seed))
         expected, found = losses(whole), losses(broken)
         same = expected == found
         print(f"{len(found)} losses, {'the same to the last bit' if same else 'DIFFERENT'}: last {found[-1]}")
