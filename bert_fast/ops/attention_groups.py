@@ -11,8 +11,7 @@ from bert_fast.ops.attention_rows import Slots, attend_with_dropout
 
 # Lengths are rounded up to this before they are grouped: fewer, larger calls against a little padding.
 GRANULE = 16
-# From here on a call is worth its price for one sequence, whose rows then need no copy.
-ALONE = 64
+_WIDE = (torch.float32, torch.float64)
 
 
 @dataclass(frozen=True)
@@ -52,8 +51,7 @@ class AttentionGroups:
         by_length: dict[int, list[tuple[int, int]]] = defaultdict(list)
         for start, end in zip(bounds, bounds[1:], strict=False):
             if end > start:
-                length = end - start
-                by_length[-(-length // GRANULE) if length < ALONE else -start - 1].append((start, end))
+                by_length[-(-(end - start) // GRANULE)].append((start, end))
         self._groups: list[_Group] = []
         self._restore = torch.empty(bounds[-1], dtype=torch.int64, device=cu_seqlens.device)
         offset = 0
@@ -64,8 +62,7 @@ class AttentionGroups:
                 self._restore[start:end] = torch.arange(first, first + end - start, device=cu_seqlens.device)
             self._groups.append(_group(members, longest, key_mask, cu_seqlens.device))
             offset += len(members) * longest
-        in_order = torch.arange(bounds[-1], device=cu_seqlens.device)
-        self._in_order = offset == bounds[-1] and torch.equal(self._restore, in_order)
+        self._in_order = len(self._groups) == 1 and offset == bounds[-1]
         self._made = True
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float | None, p: float) -> Tensor:
@@ -90,17 +87,18 @@ class AttentionGroups:
             return joined
         return joined.index_select(0, F.pad(self._restore, (0, surplus)) if surplus else self._restore)
 
-
     def _attend_with_gradients(self, q: Tensor, k: Tensor, v: Tensor, scale: float | None, p: float) -> Tensor:
         if not self._in_order:
             slots = self._slots()
             q, k, v = (slots.spread(x) for x in (q, k, v))
         shapes = [group.shape() for group in self._groups]
         pieces = zip(*(x.split([b * length for b, length in shapes]) for x in (q, k, v)), strict=True)
+        # PyTorch's own takes 16 bits up to float32 for the weights.
+        own = p > 0 and self._key_mask is None and q.dtype in _WIDE and not torch.is_autocast_enabled("cpu")
         outputs = []
         for group, shape, piece in zip(self._groups, shapes, pieces, strict=True):
             operands = [x.unflatten(0, shape).transpose(1, 2) for x in piece]
-            if p > 0 and self._key_mask is None:
+            if own:
                 out = attend_with_dropout(operands[0], operands[1], operands[2], group.key_mask, scale, p)
             else:
                 out = F.scaled_dot_product_attention(*operands, attn_mask=group.key_mask, dropout_p=p, scale=scale)

@@ -67,7 +67,7 @@ def attend_with_dropout(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, sc
     """
     b, heads, length, width = q.shape
     scale = 1 / math.sqrt(width) if scale is None else scale
-    flat = [x.flatten(0, 1) for x in (q, k, v)]  # of one sequence, no copy
+    flat = [x.flatten(0, 1) for x in (q, k, v)]
     if seen is None:
         scores = torch.bmm(flat[0] * scale, flat[1].mT)
     else:

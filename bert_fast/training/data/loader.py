@@ -16,7 +16,9 @@ from bert_fast.training.data.plan import BatchPlan
 class Parts(Protocol):
     """Data of an epoch that comes part by part, such as a corpus larger than memory."""
 
-    identity: str  # of all that makes the examples what they are
+    @property
+    def identity(self) -> str:
+        """Of all that makes the examples what they are."""
 
     def part_count(self, epoch: int) -> int:
         """How many parts the epoch has."""
