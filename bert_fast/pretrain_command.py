@@ -99,13 +99,13 @@ def _pretrain(arguments: argparse.Namespace) -> int:
         if error.name != "accelerate":
             raise
         raise ValueError("pretrain needs accelerate: pip install 'bert-fast[train]'") from error
-    result = pretrain(settings, [] if arguments.quiet else [Progress(settings.total_steps)])
+    result = pretrain(settings, [] if arguments.quiet else [_Progress(settings.total_steps)])
     if os.environ.get("RANK", "0") == "0" and not arguments.quiet:
         print(f"{settings.output}/model after {result.step:,} steps", file=sys.stderr)
     return 0
 
 
-class Progress:
+class _Progress:
     """A line for every line of metrics: the numbers, and how long it will take."""
 
     def __init__(self, total: int) -> None:

@@ -32,6 +32,8 @@ def prepare(
 ) -> tuple[nn.Module, Optimizer]:
     """The model and optimizer to train with; ``optimizer`` itself is changed to move the prepared parameters.
 
+    An Accelerator with an FSDP2 plugin shards as the plugin says, by BERT's layers.
+
     Raises:
         ValueError: fp16 with sharding.
     """
@@ -40,8 +42,6 @@ def prepare(
     if accelerator.mixed_precision == "fp16":
         raise ValueError("mixed_precision='fp16' is not supported with sharding: use 'bf16', which needs no loss scale")
     _shard(accelerator, model, optimizer)
-    if accelerator.is_fsdp2:
-        return accelerator.prepare(model, optimizer)
     return model, accelerator.prepare_optimizer(optimizer)
 
 

@@ -74,8 +74,8 @@ def fit(
     Args:
         model: one that ``loss`` understands; by default any that computes its own loss, as those of bert_fast do.
         loader: yields batches, mappings for ``model(**batch)``, and can be iterated once for every epoch: a
-            ``PackedLoader``, a ``torch.utils.data.DataLoader`` (which is shared out among processes), or any iterable.
-            With a ``state_dict`` of its own it says itself where it is.
+            ``PackedLoader``; a ``torch.utils.data.DataLoader``, which Accelerate shares out among processes (and whose
+            last batches it may repeat to do so); or any iterable. With a ``state_dict`` it says itself where it is.
         optimizer: of the model's parameters, made before this call.
         schedule: has ``step()``, called after every step that moved something, and a ``state_dict``; None keeps rates.
         steps, epochs: how far to train, steps of the optimizer or passes over the data; whichever comes first.

@@ -21,7 +21,7 @@ from bert_fast.training.randomness import generators, set_generators
 from bert_fast.training.record import Clock, Record
 from bert_fast.training.steps import NonFinite, StepReport
 
-_NAMES = {"labels": "mlm_loss", "next_sentence_label": "nsp_loss"}
+_PRETRAINING = {"labels": "mlm_loss", "next_sentence_label": "nsp_loss"}
 
 
 class Run:
@@ -121,7 +121,8 @@ class Run:
         means = {name: total / progress.since_log for name, total in progress.sums.items()}
         line: dict[str, Any] = {"step": progress.step, "epoch": progress.epoch, "loss": sum(means.values())}
         if len(means) > 1:
-            line |= {_NAMES.get(name, f"{name}_loss"): value for name, value in means.items()}
+            names = _PRETRAINING if "next_sentence_label" in means else {}
+            line |= {names.get(name, f"{name}_loss"): value for name, value in means.items()}
         line |= {"lr": rate, "grad_norm": report.grad_norm, "tokens": progress.tokens}
         if self.accelerator.scaler is not None:
             line["loss_scale"] = self.accelerator.scaler.get_scale()

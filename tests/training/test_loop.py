@@ -3,6 +3,7 @@
 import json
 import math
 import resource
+import sys
 
 import pytest
 import torch
@@ -74,6 +75,14 @@ def test_metrics_say_what_the_steps_were(tmp_path):
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
     loaded = BertForPreTraining.from_pretrained(tmp_path / "model")
     assert torch.equal(weights(loaded), weights(model))
+
+
+def test_without_matplotlib_there_is_no_plot_and_a_word_about_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    train(classifier(), packed_loader(), steps=1, run_dir=tmp_path)
+    assert not (tmp_path / "plot.png").exists()
+    assert "pip install 'bert-fast[train]'" in capsys.readouterr().err
+    assert (tmp_path / "model" / "model.safetensors").is_file()
 
 
 def run_in_pieces(tmp_path, batches, pieces, make=pretraining_model, **options):
