@@ -9,7 +9,7 @@ from tiny_training import NO_DROPOUT, SIZES, collected, joined, pretraining_batc
 from torch import nn
 
 from bert_fast import BertConfig, BertModel
-from bert_fast.training import AdamW, Lamb, PretrainSettings, parameter_groups, pretrain
+from bert_fast.training import AdamW, Lamb, PretrainSettings, parameter_groups, pretrain, record
 from bert_fast.training.data import Batch
 from bert_fast.training.devices import make_accelerator
 
@@ -74,6 +74,7 @@ def optimizer(kind, model):
 
 def scenarios(rank, world, folder):
     """The losses of each, by name; run_dir's are shared with the test, which goes on with other processes."""
+    record.plot = lambda metrics, path: None  # longer than the runs
 
     def run(kind="Lamb", steps=6, model=None, **options):
         model = model or pretraining_model(**NO_DROPOUT)

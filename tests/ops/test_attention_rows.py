@@ -41,7 +41,7 @@ def test_gradients_are_those_of_sequences_one_by_one(name, masked):
         torch.testing.assert_close(found, wanted, rtol=0, atol=1e-13)
 
 
-@pytest.mark.parametrize("name", LENGTHS)
+@pytest.mark.parametrize("name", ["padded groups", "one sequence"])
 def test_dropout_takes_weights_away_and_keeps_the_mean(name):
     """Over many draws the mean is what there is without dropout, for results and gradients; a single draw is not."""
     bounds = [0, *torch.tensor(LENGTHS[name]).cumsum(0).tolist()]
@@ -49,7 +49,7 @@ def test_dropout_takes_weights_away_and_keeps_the_mean(name):
     groups = AttentionGroups(torch.tensor(bounds, dtype=torch.int32))
     expected = groups.attend(*x, None, 0.0)
     wanted = torch.autograd.grad(expected.sum(), x[2])[0]
-    draws = [groups.attend(*x, None, 0.3) for _ in range(400)]
+    draws = [groups.attend(*x, None, 0.3) for _ in range(200)]
     gradients = [torch.autograd.grad(draw.sum(), x[2])[0] for draw in draws]
     assert not torch.allclose(draws[0], expected, atol=1e-3)
     for found, truth in ((torch.stack(draws), expected), (torch.stack(gradients), wanted)):

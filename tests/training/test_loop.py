@@ -22,8 +22,15 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from bert_fast import BertForPreTraining
-from bert_fast.training import AdamW, Lamb, ModelLoss, NonFinite, SaveError, fit, parameter_groups
+from bert_fast.training import AdamW, Lamb, ModelLoss, NonFinite, SaveError, fit, parameter_groups, record
 from bert_fast.training.data import BatchPlan, Example, PackedCollator, PackedLoader
+
+
+@pytest.fixture(autouse=True)
+def _no_plots(request, monkeypatch):
+    """Drawing takes longer than most runs here."""
+    if "plot" not in request.node.name and "metrics" not in request.node.name:
+        monkeypatch.setattr(record, "plot", lambda metrics, path: None)
 
 
 def weights(model):

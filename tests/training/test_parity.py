@@ -87,7 +87,7 @@ def test_fifty_steps_are_those_of_transformers(tmp_path, case):
 def test_a_loop_of_ones_own(tmp_path):
     """Our model, optimizer and packed batches are ordinary PyTorch."""
     theirs, ours = twins("BertForPreTraining", tmp_path)
-    batches = pretraining_batches()
+    batches = pretraining_batches()[:15]
     expected = losses_of_transformers(theirs, batches)
     optimizer = AdamW(ours.parameters(), lr=1e-3, weight_decay=0.01, max_grad_norm=1.0)
     schedule = linear_schedule(optimizer, 10, STEPS)
@@ -119,13 +119,13 @@ class _Listed(torch.utils.data.Dataset):
 def test_our_model_in_the_trainer_of_transformers(tmp_path, form):
     """As its own model trains there, with packed batches too, for which Trainer takes a data set of batches."""
     theirs, ours = twins("BertForSequenceClassification", tmp_path / "model", num_labels=3)
-    batches = classification_batches()[:12]
+    batches = classification_batches()[:8]
 
     def losses(model, given):
         arguments = transformers.TrainingArguments(
             output_dir=str(tmp_path / "trainer"),
             per_device_train_batch_size=1,
-            max_steps=12,
+            max_steps=8,
             learning_rate=1e-3,
             logging_steps=1,
             report_to=[],
@@ -143,14 +143,14 @@ def test_our_model_in_the_trainer_of_transformers(tmp_path, form):
     given = batches if form == "packed" else [padded(batch) for batch in batches]
     expected = losses(theirs, [padded(batch) for batch in batches])
     found = losses(ours, given)
-    assert len(found) == 12
+    assert len(found) == 8
     assert found == pytest.approx(expected, rel=2e-4)
 
 
 def test_our_pieces_in_lightning(tmp_path):
     lightning = pytest.importorskip("lightning")
     theirs, ours = twins("BertForPreTraining", tmp_path)
-    batches, losses = pretraining_batches(), []
+    batches, losses = pretraining_batches()[:15], []
 
     class Module(lightning.LightningModule):
         def __init__(self):

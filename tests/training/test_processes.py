@@ -12,12 +12,15 @@ import pytest
 import two_processes
 from tiny_training import documents_and_tokenizer
 
+from bert_fast.training import record
+
 TESTS = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="module")
 def losses(tmp_path_factory):
     """{scenario: losses} of two processes, and of one."""
+    drawing = record.plot
     folder = tmp_path_factory.mktemp("processes")
     documents_and_tokenizer(folder)
     alone = {}
@@ -36,6 +39,7 @@ def losses(tmp_path_factory):
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     alone.update(one)
+    record.plot = drawing
     return alone, json.loads((folder / "losses.json").read_text())
 
 
