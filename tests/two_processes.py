@@ -91,6 +91,7 @@ def scenarios(rank, world, folder):
         for kind in ("Lamb", "AdamW"):
             yield f"{kind}, sharded", run(kind, shard=True)
         yield "accumulated, sharded", run(gradient_accumulation=2, shard=True)
+        yield "recomputed, sharded", run(gradient_checkpointing=True, shard=True)
         yield "sharded, to be gone on with", run(steps=3, shard=True, run_dir=folder / "from sharded")
         yield "gone on with, from 1", run(run_dir=folder / "from 1")
         yield "gone on with, sharded, from copies", run(shard=True, run_dir=folder / "copy of from 1")

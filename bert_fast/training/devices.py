@@ -32,12 +32,12 @@ def prepare(
 ) -> tuple[nn.Module, Optimizer]:
     """The model and optimizer to train with; ``optimizer`` itself is changed to move the prepared parameters.
 
-    An Accelerator with an FSDP2 plugin shards as the plugin says, by BERT's layers.
+    An Accelerator with an FSDP2 plugin shards as the plugin says, by BERT's layers. One process has nothing to cut up.
 
     Raises:
         ValueError: fp16 with sharding.
     """
-    if not (shard or accelerator.is_fsdp2):
+    if accelerator.num_processes == 1 or not (shard or accelerator.is_fsdp2):
         return accelerator.prepare(model, optimizer)
     if accelerator.mixed_precision == "fp16":
         raise ValueError("mixed_precision='fp16' is not supported with sharding: use 'bf16', which needs no loss scale")

@@ -67,6 +67,7 @@ class Stepper:
                 # The processes' gradients are averaged; their sum is wanted.
                 accelerator.backward(weighted.sum() * accelerator.num_processes)
             seen += weighted.detach()
+        # Here the host waits for the device, once a step: the price of never moving weights by a NaN.
         losses = dict(zip(names, self._summed(seen), strict=True))
         if not all(map(math.isfinite, losses.values())):
             raise NonFinite(f"the loss is {losses}")

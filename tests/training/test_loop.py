@@ -314,6 +314,12 @@ def test_wrong_arguments_are_named(options, message):
         train(classifier(), packed_loader(), **{"steps": 3, **options})
 
 
+def test_one_process_has_nothing_to_cut_up():
+    assert collected(classifier(**NO_DROPOUT), packed_loader(), steps=2, shard=True) == pytest.approx(
+        collected(classifier(**NO_DROPOUT), packed_loader(), steps=2)
+    )
+
+
 def test_clipping_twice_is_refused():
     model = classifier()
     optimizer = Lamb(parameter_groups(model, 0.01), max_grad_norm=1.0)

@@ -57,6 +57,11 @@ def test_sharded_processes_take_the_steps_of_one_process(losses, name):
     assert together[f"{name}, sharded"] == pytest.approx(alone[name], rel=2e-5)
 
 
+def test_sharded_layers_are_computed_again_in_the_backward_pass(losses):
+    alone, together = losses
+    assert together["recomputed, sharded"] == pytest.approx(alone["Lamb"], rel=2e-5)
+
+
 @pytest.mark.parametrize("name", ["gone on with, from 1", "gone on with, sharded, from copies"])
 def test_two_processes_go_on_where_one_was_stopped(losses, name):
     alone, together = losses
