@@ -1,0 +1,187 @@
+"""Live: what stands in for the forward of an encoder that runs on our layers, or on its own code where they cannot."""
+
+import inspect
+import threading
+import warnings
+from collections import Counter
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bert_fast import derived
+from bert_fast.integrations import calls, tree
+from bert_fast.integrations.adapter import Adapter, Call, Parts, Unsupported
+from bert_fast.integrations.owners import Verdict
+from bert_fast.integrations.table import adapter_of
+from bert_fast.layers.projection import compute_dtype
+from bert_fast.models.masks import layout_from_mask
+
+_building = threading.Lock()
+
+
+class Live:
+    """An encoder's ``forward``, kept as an attribute of the instance: class, Parameters and config stay what they are.
+
+    It is pickled and deep-copied with its module; what it derived from it is made anew there.
+
+    Attributes:
+        module: the encoder.
+        positions: what is done with places that the mask hides, and why.
+        asked: whether the user chose that.
+        reasons: how many calls ran the module's own code, by reason.
+        accelerated: how many did not.
+    """
+
+    def __init__(self, module: Any, positions: Verdict, asked: bool) -> None:
+        self.module, self.positions, self.asked = module, positions, asked
+        self._begin()
+
+    def _begin(self) -> None:
+        self.reasons: Counter[str] = Counter()
+        self.accelerated = 0
+        self._parts: Parts | None = None
+        self._seen: tuple[nn.Module, ...] = ()
+        kind = type(self.module)
+        parameters = list(inspect.signature(kind.forward).parameters.values())[1:]
+        free = inspect.Parameter.VAR_KEYWORD
+        self._names = tuple(p.name for p in parameters if p.kind is not free)
+        self._free = any(p.kind is free for p in parameters)
+        adapter = adapter_of(kind)
+        assert adapter is not None
+        self.adapter: Adapter = adapter
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"module": self.module, "positions": self.positions, "asked": self.asked}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._begin()
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        return inspect.signature(self.original)
+
+    @property
+    def original(self) -> Any:
+        """The forward of the module's own class."""
+        return type(self.module).forward.__get__(self.module)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        given = {**dict(zip(self._names, args, strict=False)), **kwargs}
+        reason = self._against(args, given)
+        if reason is None:
+            try:
+                return self._run(self.parts(), given)
+            except Unsupported as unsupported:
+                reason = str(unsupported)
+        self._note(reason)
+        return type(self.module).forward(self.module, *args, **kwargs)
+
+    def _against(self, args: tuple, given: dict[str, Any]) -> str | None:
+        if len(args) > len(self._names):
+            return "forward takes fewer arguments"
+        if self._flag(given, "output_attentions"):
+            return "output_attentions are asked for"
+        tensors = self.adapter.tensors
+        return (
+            calls.against_state()
+            or calls.against_arguments(given, tensors, self._names, self._free)
+            or calls.against_tensors(given, tensors)
+        )
+
+    def _flag(self, given: dict[str, Any], name: str) -> Any:
+        value = given.get(name)
+        return getattr(self.module.config, name, False) if value is None else value
+
+    def parts(self) -> Parts:
+        """Our modules around the leaves as they are now, in the training mode that theirs have.
+
+        Raises:
+            Unsupported: a hook, a replaced module or a setting that the packed encoder cannot carry.
+        """
+        seen = tree.read(self.module, self.adapter.called)
+        parts = self._parts
+        if parts is None or not tree.unchanged(seen, self._seen):
+            if torch.compiler.is_compiling():
+                raise Unsupported("its modules changed since it was accelerated: call it once before compiling it")
+            with _building:
+                parts = self.adapter.build(self.module)
+                self._parts, self._seen = parts, seen
+        recompute = False
+        for ours, theirs in parts.twins:
+            recompute = recompute or getattr(theirs, "gradient_checkpointing", False)
+            if ours.training != theirs.training:
+                ours.training = theirs.training
+        if parts.encoder.gradient_checkpointing != recompute:
+            parts.encoder.gradient_checkpointing = recompute
+        return parts
+
+    def _run(self, parts: Parts, given: dict[str, Any]) -> Any:
+        module, adapter = self.module, self.adapter
+        x = given["inputs_embeds"] if given.get("input_ids") is None else given["input_ids"]
+        call = Call(module, given, (x.shape[0], x.shape[1]), x.device)
+        states: list[Tensor] | None = [] if self._flag(given, "output_hidden_states") else None
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            derived.drop(parts.encoder)
+        layout = layout_from_mask(
+            given.get("attention_mask"),
+            *call.shape,
+            x.device,
+            heads=adapter.heads(module),
+            keep_first=True,
+            keep=None,
+            exact=self._exact(states is not None),
+            dense=False,
+        )
+        call.layout = layout = layout.with_seed(module.training)
+        x = adapter.embed(parts, call, layout.seed)
+        dtype = x.dtype
+        x = x.to(compute_dtype(dtype, x.device))
+        x = parts.encoder(x, adapter.layout(parts, call, layout).prepared_for(x), hidden_states=states)
+        last = layout.unpack(adapter.finish(parts, call, x)).to(dtype)
+        pooler = adapter.pooler(module)
+        pooled = None if pooler is None else pooler(last)
+        hidden = None
+        if states is not None:
+            hidden = (*(layout.unpack(state).to(dtype) for state in states[:-1]), last)
+        if not torch.compiler.is_compiling():
+            self.accelerated += 1
+        output = adapter.output(last, pooled, hidden)
+        if self._flag(given, "return_dict") is not False:
+            return output
+        if "return_dict" in self._names and adapter.has_pooler:  # transformers 4 kept the place of a missing pooler
+            return (last, pooled) if hidden is None else (last, pooled, hidden)
+        return output.to_tuple()
+
+    def _exact(self, states_asked: bool) -> bool:
+        if self.positions.hidden_positions == "exact" or self.asked:
+            return self.positions.hidden_positions == "exact"
+        return states_asked or bool(self.module._forward_hooks)
+
+    def _note(self, reason: str) -> None:
+        if torch.compiler.is_compiling():
+            return
+        first = reason not in self.reasons
+        self.reasons[reason] += 1
+        if first:
+            kind = type(self.module).__name__
+            warnings.warn(f"bert_fast: {kind} runs its own code: {reason}", RuntimeWarning, stacklevel=4)
+
+    def forget(self) -> None:
+        """Drop our modules and what was derived for them."""
+        if self._parts is not None:
+            derived.drop(self._parts.encoder)
+            derived.drop(self._parts.embeddings)
+        self._parts, self._seen = None, ()
+
+    def replicate(self) -> nn.Module:
+        """A replica for ``DataParallel``, which copies instance attributes: it runs its own code."""
+        replica = type(self.module)._replicate_for_data_parallel(self.module)
+        for name in ATTRIBUTES:
+            replica.__dict__.pop(name, None)
+        return replica
+
+
+ATTRIBUTES = ("forward", "_replicate_for_data_parallel")
+"""What an accelerated module holds on its instance beside what it held before."""
