@@ -1,6 +1,5 @@
 """The one table of adapters."""
 
-import functools
 from typing import Any
 
 from bert_fast.integrations.adapter import Adapter, encoder_class
@@ -12,7 +11,6 @@ _HOME = "transformers.models."
 _BY_CLASS = {_HOME + name: adapter for adapter in ADAPTERS for name in adapter.encoders}
 
 
-@functools.cache
 def adapter_of(kind: Any) -> Adapter | None:
     """The adapter that knows modules of this class as encoders; None for all others."""
     home = encoder_class(kind)
