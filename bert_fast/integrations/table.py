@@ -4,8 +4,16 @@ from typing import Any
 
 from bert_fast.integrations.adapter import Adapter, encoder_class
 from bert_fast.integrations.bert import BertAdapter
+from bert_fast.integrations.distilbert import DistilBertAdapter
+from bert_fast.integrations.electra import ElectraAdapter
+from bert_fast.integrations.roberta import RobertaAdapter
 
-ADAPTERS: tuple[Adapter, ...] = (BertAdapter(),)
+ADAPTERS: tuple[Adapter, ...] = (
+    BertAdapter(),
+    RobertaAdapter(),
+    ElectraAdapter(),
+    DistilBertAdapter(),
+)
 
 _HOME = "transformers.models."
 _BY_CLASS = {_HOME + name: adapter for adapter in ADAPTERS for name in adapter.encoders}
