@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from bert_fast.config import BertConfig
     from bert_fast.encode import Encoder
     from bert_fast.extension import build_info
-    from bert_fast.integrations import accelerate, restore
+    from bert_fast.integrations import accelerate, restore, verify
     from bert_fast.models import (
         BertForMaskedLM,
         BertForMultipleChoice,
@@ -31,7 +31,7 @@ _HOMES = {
     "bert_fast.config": ("BertConfig",),
     "bert_fast.encode": ("Encoder",),
     "bert_fast.extension": ("build_info",),
-    "bert_fast.integrations": ("accelerate", "restore"),
+    "bert_fast.integrations": ("accelerate", "restore", "verify"),
     "bert_fast.models": (
         "BertForMaskedLM",
         "BertForMultipleChoice",
@@ -68,6 +68,7 @@ __all__ = [
     "restore",
     "set_cpu_linear",
     "use_backend",
+    "verify",
     "warmup",
 ]
 

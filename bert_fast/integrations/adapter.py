@@ -96,6 +96,14 @@ class Adapter(ABC):
     def embed(self, parts: Parts, call: Call, seed: Tensor | None) -> Tensor:
         """The embeddings' output as packed rows ``[T, H]``."""
 
+    def check(self, module: Any) -> None:
+        """Look at every call, after ``build``, at what can change without another module: the config.
+
+        Raises:
+            Unsupported: as ``build``.
+        """
+        reject_decoders(module.config)
+
     def heads(self, module: Any) -> int:
         """N: the heads of a mask of 4 dimensions."""
         return module.config.num_attention_heads
@@ -133,3 +141,10 @@ def encoder_class(kind: type) -> type:
     """The class that wrote the forward of ``kind``: a class of ``transformers`` below subclasses that wrappers make."""
     forward = kind.forward  # type: ignore[attr-defined]
     return next(c for c in reversed(kind.__mro__) if c.__dict__.get("forward") is forward)
+
+
+def reject_decoders(config: Any) -> None:
+    """Raise Unsupported for the config of what is no encoder."""
+    for name in ("is_decoder", "add_cross_attention", "is_causal"):
+        if getattr(config, name, False):
+            raise Unsupported(f"config.{name} is set: only encoders are accelerated")

@@ -1,6 +1,6 @@
 """BERT and those built like it."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -12,12 +12,11 @@ from bert_fast.integrations.adapter import Adapter, Call, Parts, Unsupported, ow
 class BertAdapter(Adapter):
     """Post-norm layers with absolute positions, named as BERT names them (Devlin et al., 2019)."""
 
-    encoders = ("bert.modeling_bert.BertModel",)
+    encoders: ClassVar[tuple[str, ...]] = ("bert.modeling_bert.BertModel",)
     has_pooler = True
     output_class = "BaseModelOutputWithPoolingAndCrossAttentions"
 
     def build(self, module: Any) -> Parts:
-        reject_decoders(module.config)
         embeddings, encoder = own(module, module.embeddings), own(module, module.encoder)
         parts = Parts(
             shells.embeddings(
@@ -71,13 +70,6 @@ class BertAdapter(Adapter):
         return output_class(self.output_class)(
             last_hidden_state=last_hidden_state, pooler_output=pooled, hidden_states=hidden_states
         )
-
-
-def reject_decoders(config: Any) -> None:
-    """Raise Unsupported for the config of what is no encoder."""
-    for name in ("is_decoder", "add_cross_attention", "is_causal"):
-        if getattr(config, name, False):
-            raise Unsupported(f"config.{name} is set: only encoders are accelerated")
 
 
 def output_class(name: str) -> Any:

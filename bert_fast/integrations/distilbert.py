@@ -51,9 +51,8 @@ class DistilBertAdapter(Adapter):
         if positions is None:
             positions = torch.arange(call.shape[1], device=call.device)
         ids = call.packed("input_ids", call.get("input_ids"))
-        words = (
-            call.packed("inputs_embeds", call.get("inputs_embeds")) if ids is None else embeddings.word_embeddings(ids)
-        )
+        embeds = call.packed("inputs_embeds", call.get("inputs_embeds"))
+        words = embeds if ids is None else embeddings.word_embeddings(ids)
         x = words + embeddings.position_embeddings(call.packed("position_ids", positions))
         return embeddings.dropout(embeddings.LayerNorm(x))
 

@@ -4,6 +4,7 @@ import inspect
 import threading
 import warnings
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,7 +13,8 @@ from torch import Tensor, nn
 from bert_fast import derived
 from bert_fast.integrations import calls, tree
 from bert_fast.integrations.adapter import Adapter, Call, Parts, Unsupported
-from bert_fast.integrations.owners import Verdict
+from bert_fast.integrations.attributes import InPlaceOfForward
+from bert_fast.integrations.owners import Verdict, owner_calls
 from bert_fast.integrations.table import adapter_of
 from bert_fast.layers.projection import compute_dtype
 from bert_fast.models.masks import layout_from_mask
@@ -20,10 +22,10 @@ from bert_fast.models.masks import layout_from_mask
 _building = threading.Lock()
 
 
-class Live:
+class Live(InPlaceOfForward):
     """An encoder's ``forward``, kept as an attribute of the instance: class, Parameters and config stay what they are.
 
-    It is pickled and deep-copied with its module; what it derived from it is made anew there.
+    What it derived from the module is made anew where that is unpickled or copied.
 
     Attributes:
         module: the encoder.
@@ -34,14 +36,15 @@ class Live:
     """
 
     def __init__(self, module: Any, positions: Verdict, asked: bool) -> None:
-        self.module, self.positions, self.asked = module, positions, asked
+        super().__init__(module)
+        self.positions, self.asked = positions, asked
         self._begin()
 
     def _begin(self) -> None:
         self.reasons: Counter[str] = Counter()
         self.accelerated = 0
-        self._parts: Parts | None = None
-        self._seen: tuple[nn.Module, ...] = ()
+        # Our modules, and those of theirs that they were built around: one attribute, so that threads see both or none.
+        self._built: tuple[Parts | None, tuple[nn.Module, ...]] = (None, ())
         kind = type(self.module)
         parameters = list(inspect.signature(kind.forward).parameters.values())[1:]
         free = inspect.Parameter.VAR_KEYWORD
@@ -58,15 +61,6 @@ class Live:
         self.__dict__.update(state)
         self._begin()
 
-    @property
-    def __signature__(self) -> inspect.Signature:
-        return inspect.signature(self.original)
-
-    @property
-    def original(self) -> Any:
-        """The forward of the module's own class."""
-        return type(self.module).forward.__get__(self.module)
-
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         given = {**dict(zip(self._names, args, strict=False)), **kwargs}
         reason = self._against(args, given)
@@ -76,7 +70,7 @@ class Live:
             except Unsupported as unsupported:
                 reason = str(unsupported)
         self._note(reason)
-        return type(self.module).forward(self.module, *args, **kwargs)
+        return self.original(*args, **kwargs)
 
     def _against(self, args: tuple, given: dict[str, Any]) -> str | None:
         if len(args) > len(self._names):
@@ -101,13 +95,14 @@ class Live:
             Unsupported: a hook, a replaced module or a setting that the packed encoder cannot carry.
         """
         seen = tree.read(self.module, self.adapter.called)
-        parts = self._parts
-        if parts is None or not tree.unchanged(seen, self._seen):
+        parts, around = self._built
+        if parts is None or not tree.unchanged(seen, around):
             if torch.compiler.is_compiling():
                 raise Unsupported("its modules changed since it was accelerated: call it once before compiling it")
             with _building:
                 parts = self.adapter.build(self.module)
-                self._parts, self._seen = parts, seen
+                self._built = parts, seen
+        self.adapter.check(self.module)
         recompute = False
         for ours, theirs in parts.twins:
             recompute = recompute or getattr(theirs, "gradient_checkpointing", False)
@@ -119,13 +114,16 @@ class Live:
 
     def _run(self, parts: Parts, given: dict[str, Any]) -> Any:
         module, adapter = self.module, self.adapter
-        x = given["inputs_embeds"] if given.get("input_ids") is None else given["input_ids"]
+        ids, mask = given.get("input_ids"), given.get("attention_mask")
+        if ids is not None and "return_dict" in self._names and not torch.compiler.is_compiling():
+            module.warn_if_padding_and_no_attention_mask(ids, mask)  # as transformers 4 does
+        x = given["inputs_embeds"] if ids is None else ids
         call = Call(module, given, (x.shape[0], x.shape[1]), x.device)
         states: list[Tensor] | None = [] if self._flag(given, "output_hidden_states") else None
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             derived.drop(parts.encoder)
         layout = layout_from_mask(
-            given.get("attention_mask"),
+            mask,
             *call.shape,
             x.device,
             heads=adapter.heads(module),
@@ -134,7 +132,9 @@ class Live:
             exact=self._exact(states is not None),
             dense=False,
         )
-        call.layout = layout = layout.with_seed(module.training)
+        # The first place is computed because heads read it out of the padded result: it must not come back as zeros.
+        layout = replace(layout, zero_hidden=False).with_seed(module.training)
+        call.layout = layout
         x = adapter.embed(parts, call, layout.seed)
         dtype = x.dtype
         x = x.to(compute_dtype(dtype, x.device))
@@ -157,7 +157,7 @@ class Live:
     def _exact(self, states_asked: bool) -> bool:
         if self.positions.hidden_positions == "exact" or self.asked:
             return self.positions.hidden_positions == "exact"
-        return states_asked or bool(self.module._forward_hooks)
+        return states_asked or bool(self.module._forward_hooks) or not owner_calls()
 
     def _note(self, reason: str) -> None:
         if torch.compiler.is_compiling():
@@ -170,18 +170,7 @@ class Live:
 
     def forget(self) -> None:
         """Drop our modules and what was derived for them."""
-        if self._parts is not None:
-            derived.drop(self._parts.encoder)
-            derived.drop(self._parts.embeddings)
-        self._parts, self._seen = None, ()
-
-    def replicate(self) -> nn.Module:
-        """A replica for ``DataParallel``, which copies instance attributes: it runs its own code."""
-        replica = type(self.module)._replicate_for_data_parallel(self.module)
-        for name in ATTRIBUTES:
-            replica.__dict__.pop(name, None)
-        return replica
-
-
-ATTRIBUTES = ("forward", "_replicate_for_data_parallel")
-"""What an accelerated module holds on its instance beside what it held before."""
+        parts, self._built = self._built[0], (None, ())
+        if parts is not None:
+            derived.drop(parts.encoder)
+            derived.drop(parts.embeddings)

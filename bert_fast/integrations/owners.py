@@ -1,17 +1,29 @@
 """Whether what holds an encoder reads places that the attention mask hides.
 
-Where it does not, those places are not computed (``"zero"``); else, and wherever this is not known, every place is
-(``"exact"``): what a user reads must not change.
+Where it does not, those places are not computed (``"zero"``) while it is the owner that calls; else, and wherever this
+is not known, every place is (``"exact"``): what a user reads must not change.
 """
 
-from typing import NamedTuple
+from contextvars import ContextVar
+from typing import Any, NamedTuple
 
+import torch
 from torch import nn
+
+from bert_fast.integrations.attributes import InPlaceOfForward
 
 # Heads of `transformers` that read the first place of every sequence and nothing else. That one is always computed.
 _READS_FIRST = ("ForSequenceClassification", "ForMultipleChoice", "ForNextSentencePrediction")
 # Modules of sentence-transformers that read token embeddings under the mask, or none.
 _READS_MASKED = ("Pooling", "Normalize", "Dense", "Dropout", "LayerNorm")
+
+
+_owner_calls: ContextVar[bool] = ContextVar("owner_calls", default=False)
+
+
+def owner_calls() -> bool:
+    """Whether the call comes from an owner that does not read hidden places; never so where a compiler traces."""
+    return not torch.compiler.is_compiling() and _owner_calls.get()
 
 
 class Verdict(NamedTuple):
@@ -21,12 +33,31 @@ class Verdict(NamedTuple):
     why: str
 
 
-def verdict(root: nn.Module, path: str) -> Verdict:
-    """What the owner of the encoder at ``path`` below ``root`` ("" for root itself) reads."""
+class OwnerForward(InPlaceOfForward):
+    """The forward of an owner that does not read hidden places: its own, and the encoder knows who calls."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return self.original(*args, **kwargs)
+        token = _owner_calls.set(True)
+        try:
+            return self.original(*args, **kwargs)
+        finally:
+            _owner_calls.reset(token)
+
+
+def verdict(root: nn.Module, path: str) -> tuple[Verdict, nn.Module | None]:
+    """What the owner of the encoder at ``path`` below ``root`` ("" for root itself) reads; and that owner, if any."""
     parents = _parents(root, path)
     if not parents:
-        return Verdict("exact", "the encoder itself was given: who reads its output is not known")
+        return Verdict("exact", "the encoder itself was given: who reads its output is not known"), None
     owner = parents[-1]
+    if "forward" in owner.__dict__ and not isinstance(owner.__dict__["forward"], OwnerForward):
+        return Verdict("exact", f"the forward of {type(owner).__name__} was replaced"), owner
+    return _verdict(owner, parents), owner
+
+
+def _verdict(owner: nn.Module, parents: list[nn.Module]) -> Verdict:
     kind = type(owner)
     if kind.__module__.startswith("transformers.models.") and kind.__name__.endswith(_READS_FIRST):
         others = {getattr(m, "summary_type", "first") for m in owner.modules()} - {"first"}

@@ -7,8 +7,9 @@ from torch import nn
 
 from bert_fast.config import HIDDEN_POSITIONS
 from bert_fast.integrations.adapter import Unsupported, encoder_class
-from bert_fast.integrations.live import ATTRIBUTES, Live
-from bert_fast.integrations.owners import Verdict, verdict
+from bert_fast.integrations.attributes import InPlaceOfForward
+from bert_fast.integrations.live import Live
+from bert_fast.integrations.owners import OwnerForward, Verdict, verdict
 from bert_fast.integrations.table import adapter_of, known
 
 _Module = TypeVar("_Module", bound=nn.Module)
@@ -40,22 +41,12 @@ def accelerate(module: _Module, *, hidden_positions: str | None = None) -> _Modu
     if not found:
         raise ValueError(f"there is no encoder in this {type(module).__name__} that is known: {', '.join(known())}")
     for path, encoder in found:
-        asked = hidden_positions is not None
-        positions = Verdict(hidden_positions, "asked for") if hidden_positions else verdict(module, path)
-        held = encoder.__dict__.get("forward")
-        if isinstance(held, Live):
-            held.positions, held.asked = positions, asked
-            held.forget()
-        elif held is not None:
-            _warn(encoder, path, "its forward was replaced on the instance")
-            continue
-        else:
-            held = Live(encoder, positions, asked)
-            encoder.__dict__.update(zip(ATTRIBUTES, (held, held.replicate), strict=True))
-        try:
-            held.parts()
-        except Unsupported as reason:
-            _warn(encoder, path, f"{reason}; it runs its own code")
+        positions, owner = verdict(module, path)
+        if hidden_positions is not None:
+            positions = Verdict(hidden_positions, "asked for")
+        elif positions.hidden_positions == "zero" and owner is not None and "forward" not in owner.__dict__:
+            OwnerForward(owner).install()
+        _accelerate(encoder, path, positions, hidden_positions is not None)
     return module
 
 
@@ -71,12 +62,34 @@ def restore(module: _Module) -> _Module:
         held = part.__dict__.get("forward")
         if isinstance(held, Live):
             held.forget()
-            for name in ATTRIBUTES:
-                part.__dict__.pop(name, None)
+        if isinstance(held, InPlaceOfForward):
+            held.remove()
     return module
+
+
+def lives(module: nn.Module) -> list[Live]:
+    """What stands in for the forward of every accelerated encoder in ``module``: what it did, and why."""
+    held = (part.__dict__.get("forward") for part in module.modules())
+    return [live for live in held if isinstance(live, Live)]
+
+
+def _accelerate(encoder: nn.Module, path: str, positions: Verdict, asked: bool) -> None:
+    held = encoder.__dict__.get("forward")
+    if isinstance(held, Live):
+        held.forget()
+        held.positions, held.asked = positions, asked
+    elif held is not None:
+        _warn(encoder, path, "its forward was replaced on the instance")
+        return
+    else:
+        held = Live(encoder, positions, asked).install()
+    try:
+        held.parts()
+    except Unsupported as reason:
+        _warn(encoder, path, str(reason))
 
 
 def _warn(encoder: nn.Module, path: str, reason: str) -> None:
     name = encoder_class(type(encoder)).__name__
     where = f" at {path!r}" if path else ""
-    warnings.warn(f"bert_fast: {name}{where} is not accelerated: {reason}", RuntimeWarning, stacklevel=3)
+    warnings.warn(f"bert_fast: {name}{where} is not accelerated: {reason}", RuntimeWarning, stacklevel=4)

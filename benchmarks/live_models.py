@@ -1,0 +1,155 @@
+"""Models of transformers before and after `bert_fast.accelerate`: differences, errors against float64, speed on CPU.
+
+    python -m benchmarks.live_models [--json OUT]
+    python -m benchmarks.live_models --texts FILE [--limit 512] [--json OUT]
+
+Without --texts: every architecture, 6 layers of 384 with random weights, a batch of 32 whose lengths differ. With it:
+all-MiniLM-L6-v2 through sentence-transformers' `encode`, FILE holding one text a line. Contenders take turns.
+"""
+
+import argparse
+import copy
+import functools
+import json
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import transformers
+from torch import Tensor, nn
+
+import bert_fast
+from benchmarks.environment import environment
+from benchmarks.rounds import interleaved
+from bert_fast.demo.run import model_folder
+from bert_fast.integrations.switch import lives
+from bert_fast.io import atomic_write
+
+SIZES = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536}
+ARCHITECTURES = {
+    "BertModel": SIZES,
+    "RobertaModel": SIZES,
+    "XLMRobertaModel": {**SIZES, "vocab_size": 30522},
+    "CamembertModel": SIZES,
+    "ElectraModel": {**SIZES, "embedding_size": 128},
+    "DistilBertModel": {"dim": 384, "n_layers": 6, "n_heads": 12, "hidden_dim": 1536},
+}
+ALLOWED = {"float32": 2e-5, "bfloat16": 2.0, "gradient": 2.0}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measure and print; exit status 1 if a bound is broken."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--texts", type=Path)
+    parser.add_argument("--limit", type=int, default=512, help="texts read")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    if options.texts:
+        results, good = _sentences(options)
+    else:
+        results = {name: _architecture(name, sizes, options.rounds) for name, sizes in ARCHITECTURES.items()}
+        good = all(row[key] <= bound for row in results.values() for key, bound in ALLOWED.items())
+    if options.json:
+        report = {"environment": environment(), "results": results}
+        atomic_write(options.json, (json.dumps(report, indent=2) + "\n").encode())
+    return 0 if good else 1
+
+
+def _architecture(name: str, sizes: dict, rounds: int) -> dict:
+    torch.manual_seed(0)
+    theirs = getattr(transformers, name)(getattr(transformers, name.replace("Model", "Config"))(**sizes)).eval()
+    lengths = torch.randint(8, 97, (32,))
+    mask = (torch.arange(int(lengths.max())) < lengths[:, None]).long()
+    batch = {"input_ids": torch.randint(5, 5000, mask.shape).masked_fill(mask == 0, 1), "attention_mask": mask}
+    ours = bert_fast.accelerate(copy.deepcopy(theirs))
+    with torch.no_grad():
+        difference = (_states(ours, batch) - _states(theirs, batch)).abs().max().item()
+        rounded = copy.deepcopy(theirs).bfloat16()
+        truth = _states(copy.deepcopy(rounded).double(), batch)
+        errors = [_norm(_states(net, batch) - truth) for net in (bert_fast.accelerate(copy.deepcopy(rounded)), rounded)]
+    exact = _gradients(copy.deepcopy(theirs).double(), batch)
+    gradients = [_norm(_gradients(copy.deepcopy(net), batch) - exact) for net in (ours, theirs)]
+    contenders: dict[str, Callable[[], object]] = {
+        "theirs": functools.partial(theirs, **batch),
+        "exact": functools.partial(ours, **batch),
+        "zero": functools.partial(bert_fast.accelerate(copy.deepcopy(theirs), hidden_positions="zero"), **batch),
+    }
+    with torch.inference_mode():
+        seconds = {key: t.median for key, t in interleaved(contenders, rounds).items()}
+    row = {
+        "float32": difference,
+        "bfloat16": errors[0] / errors[1],
+        "gradient": gradients[0] / gradients[1],
+        "speed": {key: seconds["theirs"] / seconds[key] for key in ("exact", "zero")},
+        "padding": 1 - mask.sum().item() / mask.numel(),
+        "runs_its_own_code": _reasons(ours, batch),
+    }
+    print(
+        f"{name:16s} float32 {row['float32']:.1e}, bfloat16 error {row['bfloat16']:.2f} of theirs, gradient error "
+        f"{row['gradient']:.2f} of theirs, speed {row['speed']['exact']:.2f}x every place, {row['speed']['zero']:.2f}x "
+        f"visible places ({row['padding']:.0%} padding); own code: {', '.join(row['runs_its_own_code'])}"
+    )
+    return row
+
+
+def _reasons(net: nn.Module, batch: dict[str, Tensor]) -> list[str]:
+    """Which of the rarer calls run the model's own code, and why."""
+    square = torch.ones(*batch["input_ids"].shape, batch["input_ids"].shape[1], dtype=torch.bool)[:, None]
+    calls: dict[str, dict] = {
+        "attentions": {"output_attentions": True},
+        "hidden states": {"output_hidden_states": True},
+        "mask of 4 dimensions": {"attention_mask": square},
+    }
+    (live,) = lives(net)
+    found = []
+    for name, arguments in calls.items():
+        before = sum(live.reasons.values())
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore", RuntimeWarning)
+            net(**{**batch, **arguments})
+        if sum(live.reasons.values()) > before:
+            found.append(name)
+    return found
+
+
+def _sentences(options: argparse.Namespace) -> tuple[dict, bool]:
+    from sentence_transformers import SentenceTransformer
+
+    texts = [line.strip() for line in options.texts.read_text(encoding="utf-8").splitlines() if line.strip()]
+    texts = texts[: options.limit]
+    theirs = SentenceTransformer(str(model_folder()), device="cpu")
+    ours = bert_fast.accelerate(SentenceTransformer(str(model_folder()), device="cpu"))
+    difference = float(abs(theirs.encode(texts) - ours.encode(texts)).max())
+    contenders = {"before": functools.partial(theirs.encode, texts), "after": functools.partial(ours.encode, texts)}
+    timings = interleaved(contenders, options.rounds)
+    seconds = {key: {"median": t.median, "best": t.best, "worst": t.worst} for key, t in timings.items()}
+    ratio = timings["before"].median / timings["after"].median
+    print(
+        f"encode of {len(texts)} texts: {timings['before'].median:.2f} s before, {timings['after'].median:.2f} s after"
+    )
+    print(f"{ratio:.2f} times as fast; embeddings differ by at most {difference:.1e}")
+    results = {"texts": len(texts), "max_difference": difference, "seconds": seconds, "times_as_fast": ratio}
+    return results, difference <= ALLOWED["float32"]
+
+
+def _states(net: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    return net(**batch).last_hidden_state.double()
+
+
+def _gradients(net: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    states = _states(net.train(False), batch)
+    (states * torch.randn(states.shape, generator=torch.Generator().manual_seed(1))).sum().backward()
+    return torch.cat([p.grad.flatten().double() for p in net.parameters() if p.grad is not None])
+
+
+def _norm(x: Tensor) -> float:
+    return x.square().mean().sqrt().item()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,49 @@
+"""What stands in for a module's forward: an attribute of the instance, which leaves its class alone."""
+
+import inspect
+from typing import Any, TypeVar
+
+from torch import nn
+
+_Self = TypeVar("_Self", bound="InPlaceOfForward")
+_ATTRIBUTES = ("forward", "_replicate_for_data_parallel")
+
+
+class InPlaceOfForward:
+    """A callable that a module holds as its ``forward``; pickled and deep-copied with it.
+
+    An attribute of the instance survives what wraps a module or changes its class, and whoever asks for the class, its
+    name or ``isinstance`` finds what was there before.
+    """
+
+    def __init__(self, module: Any) -> None:
+        self.module = module
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        return inspect.signature(self.original)
+
+    @property
+    def original(self) -> Any:
+        """The forward of the module's own class."""
+        return type(self.module).forward.__get__(self.module)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.original(*args, **kwargs)
+
+    def replicate(self) -> nn.Module:
+        """A replica for ``DataParallel``, which copies instance attributes: it runs its own code."""
+        replica = type(self.module)._replicate_for_data_parallel(self.module)
+        for name in _ATTRIBUTES:
+            replica.__dict__.pop(name, None)
+        return replica
+
+    def install(self: _Self) -> _Self:
+        """Become the forward of the module."""
+        self.module.__dict__.update(zip(_ATTRIBUTES, (self, self.replicate), strict=True))
+        return self
+
+    def remove(self) -> None:
+        """Leave the module as it was."""
+        for name in _ATTRIBUTES:
+            self.module.__dict__.pop(name, None)

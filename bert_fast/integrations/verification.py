@@ -1,0 +1,146 @@
+"""verify: how far an accelerated encoder and the untouched one lie from float64, layer by layer, on a user's batch."""
+
+import copy
+import inspect
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bert_fast.integrations.live import Live
+from bert_fast.integrations.switch import lives, restore
+
+_UNIT_ROUNDOFF = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11, torch.float32: 2.0**-24}
+
+
+class ContractBroken(RuntimeError):
+    """An accelerated encoder lies further from float64 than the numeric contract allows."""
+
+
+@dataclass(frozen=True)
+class LayerErrors:
+    """The errors of one hidden state against float64, over the places that the mask shows.
+
+    Attributes:
+        layer: 0 for the embeddings' output, then each layer's.
+        ours, theirs: root mean square errors of the accelerated and of the untouched encoder.
+        allowed: the contract's bound, ``2 * theirs + c * u * rms(truth)``: u the dtype's unit roundoff, c 1 or, in
+            float32, the square root of the longest product's terms.
+    """
+
+    layer: int
+    ours: float
+    theirs: float
+    allowed: float
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What :func:`verify` found for one encoder. ``own_code``: why it ran its own code, if it did."""
+
+    encoder: str
+    dtype: torch.dtype
+    layers: tuple[LayerErrors, ...]
+    own_code: str | None
+
+    @property
+    def held(self) -> bool:
+        """Whether every layer holds the contract."""
+        return all(row.ours <= row.allowed for row in self.layers)
+
+    def __str__(self) -> str:
+        how = "holds" if self.held else "BREAKS"
+        lines = [f"{self.encoder} in {self.dtype} {how} the numeric contract (rms errors against float64)"]
+        if self.own_code is not None:
+            lines[0] += f"; it ran its own code: {self.own_code}"
+        lines += [
+            f"  {r.layer:3d}: {r.ours:.2e}, untouched {r.theirs:.2e}, allowed {r.allowed:.2e}" for r in self.layers
+        ]
+        return "\n".join(lines)
+
+
+def verify(module: nn.Module, texts_or_batch: Any, *, tokenizer: Any = None) -> list[Verification]:
+    """Compare every accelerated encoder in ``module``, and the untouched one in the same dtype, with float64.
+
+    Args:
+        module: what :func:`bert_fast.accelerate` was given; it is left as it is, in its mode.
+        texts_or_batch: texts, or the keyword arguments of an encoder's forward (others are left out).
+        tokenizer: for texts: called as those of ``transformers`` are; a SentenceTransformer brings its own.
+
+    Returns:
+        one :class:`Verification` an encoder; print it. Costs a copy of each encoder, and one in float64.
+
+    Raises:
+        ContractBroken: with the same report, if a layer's error is larger than the contract allows.
+        ValueError: nothing in ``module`` is accelerated, or texts came without a tokenizer.
+    """
+    found = lives(module)
+    if not found:
+        raise ValueError(f"nothing in this {type(module).__name__} is accelerated: call bert_fast.accelerate first")
+    batch = _batch(module, texts_or_batch, tokenizer)
+    reports = [_verify(live, batch) for live in found]
+    if not all(report.held for report in reports):
+        raise ContractBroken("\n".join(map(str, reports)))
+    return reports
+
+
+def _batch(module: nn.Module, given: Any, tokenizer: Any) -> Mapping[str, Any]:
+    if isinstance(given, Mapping):
+        return given
+    if isinstance(given, str) or not isinstance(given, Sequence) or not all(isinstance(text, str) for text in given):
+        raise ValueError("texts_or_batch must be a list of texts or a dictionary of tensors")
+    if tokenizer is not None:
+        return tokenizer(list(given), padding=True, truncation=True, return_tensors="pt")
+    tokenize = getattr(module, "preprocess", None) or getattr(module, "tokenize", None)
+    if tokenize is None:
+        raise ValueError(f"texts need a tokenizer=, a {type(module).__name__} has none")
+    return tokenize(list(given))
+
+
+def _verify(live: Live, batch: Mapping[str, Any]) -> Verification:
+    encoder = live.module
+    known = inspect.signature(encoder.forward).parameters
+    weight = next(encoder.parameters())
+    arguments = {k: v.to(weight.device) for k, v in batch.items() if k in known and isinstance(v, Tensor)}
+    mask = arguments.get("attention_mask")
+    theirs = restore(copy.deepcopy(encoder))
+    before = dict(live.reasons)
+    ours_states = _states(encoder, arguments)
+    reasons = [reason for reason, count in live.reasons.items() if count > before.get(reason, 0)]
+    theirs_states = _states(theirs, arguments)
+    exact_states = _states(theirs.double(), arguments)
+    terms = max((m.in_features for m in encoder.modules() if isinstance(m, nn.Linear)), default=1)
+    unit = _UNIT_ROUNDOFF.get(weight.dtype, 2.0**-53) * (math.sqrt(terms) if weight.dtype == torch.float32 else 1.0)
+    rows = []
+    for layer, states in enumerate(zip(ours_states, theirs_states, exact_states, strict=True)):
+        ours, eager, exact = (x.double() if mask is None or mask.dim() != 2 else x.double()[mask != 0] for x in states)
+        errors = _rms(ours - exact), _rms(eager - exact)
+        rows.append(LayerErrors(layer, *errors, 2 * errors[1] + unit * _rms(exact)))
+    return Verification(type(encoder).__name__, weight.dtype, tuple(rows), reasons[0] if reasons else None)
+
+
+def _states(encoder: Any, arguments: dict[str, Tensor]) -> tuple[Tensor, ...]:
+    arguments = {
+        k: v.to(next(encoder.parameters()).dtype) if v.is_floating_point() else v for k, v in arguments.items()
+    }
+    with torch.no_grad(), _evaluating(encoder):
+        return encoder(**arguments, output_hidden_states=True, return_dict=True).hidden_states
+
+
+@contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
+
+
+def _rms(x: Tensor) -> float:
+    return x.square().mean().sqrt().item()
