@@ -125,13 +125,9 @@ def test_gradient_checkpointing(name):
     grads = []
     for net in (bert_fast.accelerate(model(name)), model(name)):
         net.train().gradient_checkpointing_enable({"use_reentrant": False})
-        inner = []
-        dense = [m for m in net.modules() if isinstance(m, nn.Linear)][4]
-        seen = dense.weight.register_hook(inner.append)
         run(net, name).square().sum().backward()
-        seen.remove()
         grads.append([p.grad.clone() for p in net.parameters() if p.grad is not None])
-        if hasattr(net.__dict__.get("forward"), "parts"):
+        if "forward" in net.__dict__:
             assert net.forward.parts().encoder.gradient_checkpointing
             net.gradient_checkpointing_disable()
             assert not net.forward.parts().encoder.gradient_checkpointing
@@ -175,9 +171,8 @@ def test_eight_threads_share_one_model():
         torch.testing.assert_close(result, want, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["BertForSequenceClassification", "DistilBertModel"])
-def test_compiled(name):
-    net, twin = bert_fast.accelerate(model(name)), model(name)
+def test_compiled(name="BertModel"):
+    net, twin = bert_fast.accelerate(model(name, num_hidden_layers=1)), model(name, num_hidden_layers=1)
     compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
     with torch.no_grad():
         torch.testing.assert_close(run(compiled, name), run(twin, name), rtol=1e-4, atol=1e-4)
