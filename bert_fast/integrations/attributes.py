@@ -16,6 +16,8 @@ class InPlaceOfForward:
     name or ``isinstance`` finds what was there before.
     """
 
+    removed = False
+
     def __init__(self, module: Any) -> None:
         self.module = module
 
@@ -38,12 +40,21 @@ class InPlaceOfForward:
             replica.__dict__.pop(name, None)
         return replica
 
+    @staticmethod
+    def of(module: nn.Module) -> "InPlaceOfForward | None":
+        """What stands in for the forward of ``module``, also where somebody has wrapped that since; None if nothing."""
+        held = getattr(module.__dict__.get(_ATTRIBUTES[1]), "__self__", None)
+        return held if isinstance(held, InPlaceOfForward) and held.module is module else None
+
     def install(self: _Self) -> _Self:
         """Become the forward of the module."""
         self.module.__dict__.update(zip(_ATTRIBUTES, (self, self.replicate), strict=True))
         return self
 
     def remove(self) -> None:
-        """Leave the module as it was."""
-        for name in _ATTRIBUTES:
-            self.module.__dict__.pop(name, None)
+        """Leave the module as it was; where somebody wrapped this object, it stays in there and calls the original."""
+        self.module.__dict__.pop(_ATTRIBUTES[1], None)
+        if self.module.__dict__.get("forward") is self:
+            del self.module.__dict__["forward"]
+        else:
+            self.removed = True

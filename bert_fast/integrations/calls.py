@@ -8,8 +8,8 @@ from torch.nn.modules import module as _module_hooks
 
 from bert_fast.ops.library import plain_tensors
 
-# Arguments that say nothing to an encoder, and flags that do when they are set.
-_IGNORED = frozenset(("use_cache", "return_dict", "num_items_in_batch"))
+# Arguments that say nothing to an encoder or are looked at elsewhere, and flags that do when they are set.
+_IGNORED = frozenset(("use_cache", "return_dict", "num_items_in_batch", "output_hidden_states"))
 _FLAGS = frozenset(("output_attentions", "output_cross_attentions", "is_causal", "debug_io"))
 
 
@@ -37,8 +37,6 @@ def against_arguments(given: dict[str, Any], tensors: frozenset[str], names: tup
         if name not in names and not free:
             return f"forward has no argument {name}"
         if value is None or name in tensors or name in _IGNORED:
-            continue
-        if name == "output_hidden_states" and isinstance(value, bool):
             continue
         if name not in _FLAGS or value is not False:
             return f"the argument {name} was given"

@@ -5,6 +5,7 @@ import threading
 import warnings
 from collections import Counter
 from dataclasses import replace
+from types import NoneType
 from typing import Any
 
 import torch
@@ -62,8 +63,10 @@ class Live(InPlaceOfForward):
         self._begin()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self.removed:
+            return self.original(*args, **kwargs)
         given = {**dict(zip(self._names, args, strict=False)), **kwargs}
-        reason = self._against(args, given)
+        reason = self._against(args, kwargs, given)
         if reason is None:
             try:
                 return self._run(self.parts(), given)
@@ -72,11 +75,13 @@ class Live(InPlaceOfForward):
         self._note(reason)
         return self.original(*args, **kwargs)
 
-    def _against(self, args: tuple, given: dict[str, Any]) -> str | None:
-        if len(args) > len(self._names):
-            return "forward takes fewer arguments"
+    def _against(self, args: tuple, kwargs: dict[str, Any], given: dict[str, Any]) -> str | None:
+        if len(args) > len(self._names) or any(name in kwargs for name in self._names[: len(args)]):
+            return "forward takes no such arguments"
         if self._flag(given, "output_attentions"):
             return "output_attentions are asked for"
+        if not isinstance(self._flag(given, "output_hidden_states"), (bool, NoneType)):
+            return "some of the hidden states are asked for"
         tensors = self.adapter.tensors
         return (
             calls.against_state()

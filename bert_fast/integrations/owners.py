@@ -37,7 +37,7 @@ class OwnerForward(InPlaceOfForward):
     """The forward of an owner that does not read hidden places: its own, and the encoder knows who calls."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or self.removed:
             return self.original(*args, **kwargs)
         token = _owner_calls.set(True)
         try:
@@ -52,7 +52,7 @@ def verdict(root: nn.Module, path: str) -> tuple[Verdict, nn.Module | None]:
     if not parents:
         return Verdict("exact", "the encoder itself was given: who reads its output is not known"), None
     owner = parents[-1]
-    if "forward" in owner.__dict__ and not isinstance(owner.__dict__["forward"], OwnerForward):
+    if "forward" in owner.__dict__ and not isinstance(InPlaceOfForward.of(owner), OwnerForward):
         return Verdict("exact", f"the forward of {type(owner).__name__} was replaced"), owner
     return _verdict(owner, parents), owner
 

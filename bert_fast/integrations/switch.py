@@ -24,10 +24,12 @@ def accelerate(module: _Module, *, hidden_positions: str | None = None) -> _Modu
         hidden_positions: "zero" leaves places that the attention mask hides uncomputed and returns zeros there;
             "exact" computes them as ``transformers`` does. By default "zero" where the encoder's owner is known not to
             read them (sequence classification, multiple choice, next sentence, Pooling), unless hidden states are asked
-            for or a hook reads the encoder's output; "exact" elsewhere: an encoder by itself, token-level heads.
+            for or a hook reads the encoder's output; "exact" elsewhere: an encoder by itself, token-level heads, and
+            what is compiled. In a sequence whose every token is hidden, what attention sees is zeros.
 
     Returns:
         ``module``. Calls that the packed encoder cannot carry run the original code, with one warning a reason.
+        Accelerating it again forgets what was derived from its weights.
 
     Raises:
         TypeError: not a module.
@@ -59,26 +61,25 @@ def restore(module: _Module) -> _Module:
     if not isinstance(module, nn.Module):
         raise TypeError(f"module must be a torch.nn.Module, not {type(module).__name__}")
     for part in module.modules():
-        held = part.__dict__.get("forward")
+        held = InPlaceOfForward.of(part)
         if isinstance(held, Live):
             held.forget()
-        if isinstance(held, InPlaceOfForward):
+        if held is not None:
             held.remove()
     return module
 
 
 def lives(module: nn.Module) -> list[Live]:
     """What stands in for the forward of every accelerated encoder in ``module``: what it did, and why."""
-    held = (part.__dict__.get("forward") for part in module.modules())
-    return [live for live in held if isinstance(live, Live)]
+    return [live for live in map(InPlaceOfForward.of, module.modules()) if isinstance(live, Live)]
 
 
 def _accelerate(encoder: nn.Module, path: str, positions: Verdict, asked: bool) -> None:
-    held = encoder.__dict__.get("forward")
+    held = InPlaceOfForward.of(encoder)
     if isinstance(held, Live):
         held.forget()
         held.positions, held.asked = positions, asked
-    elif held is not None:
+    elif "forward" in encoder.__dict__:
         _warn(encoder, path, "its forward was replaced on the instance")
         return
     else:

@@ -8,6 +8,7 @@ import warnings
 
 import pytest
 import torch
+import transformers
 from integrations.families import B, S, batch, encoder_of, every_kind_of_padding, labels, model
 from torch import nn
 from torch.nn.utils import parametrize
@@ -174,10 +175,11 @@ def test_eight_threads_share_one_model():
 def test_compiled(name="BertModel"):
     net, twin = bert_fast.accelerate(model(name, num_hidden_layers=1)), model(name, num_hidden_layers=1)
     compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
-    with torch.no_grad():
-        torch.testing.assert_close(run(compiled, name), run(twin, name), rtol=1e-4, atol=1e-4)
+    results = []
     for each in (compiled, twin):
-        run(each, name).square().sum().backward()
+        results.append(run(each, name))
+        results[-1].square().sum().backward()
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)
     for (key, mine), theirs in zip(net.named_parameters(), twin.parameters(), strict=True):
         if theirs.grad is not None:
             torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-3, atol=1e-3, msg=key)
@@ -299,19 +301,20 @@ def test_a_model_that_cannot_be_carried_runs_its_own_code_and_says_why(change, a
     assert sum(net.forward.reasons.values()) == 1 and net.forward.accelerated == 0
 
 
+OLD = transformers.__version__.startswith("4.")
+SQUARE = torch.ones(B, S, S).tril() if OLD else torch.ones(B, 1, S, S, dtype=torch.bool).tril()
 CALLS = {
-    "attentions": ({"output_attentions": True}, "output_attentions"),
-    "mask of 4 dimensions": ({"attention_mask": torch.ones(B, 1, S, S, dtype=torch.bool)}, "attention_mask is"),
-    "unknown argument": ({"anything": 1}, "argument anything"),
+    "attentions": ({"output_attentions": True}, "output_attentions are"),
+    "square mask": ({"attention_mask": SQUARE}, "attention_mask is"),
+    "argument": ({"head_mask": torch.tensor([1.0, 0, 1, 1])} if OLD else {"anything": 1}, "the argument "),
 }
 
 
 @pytest.mark.parametrize("call", CALLS)
 def test_a_call_that_cannot_be_carried_runs_their_code_with_one_warning(call):
     arguments, reason = CALLS[call]
-    net, twin = bert_fast.accelerate(model()), model()
-    for each in (net, twin):
-        each.set_attn_implementation("sdpa" if "mask" in call else "eager")
+    attention = {"attn_implementation": "sdpa" if "mask" in call else "eager"}
+    net, twin = bert_fast.accelerate(model(**attention)), model(**attention)
     given = {**batch("BertModel", every_kind_of_padding()), **arguments}
     with pytest.warns(RuntimeWarning, match=reason):
         got = net(**given)
@@ -341,6 +344,35 @@ def test_a_parametrised_and_a_hooked_leaf_are_called():
         parametrize.register_parametrization(each.encoder.layer[0].intermediate.dense, "weight", _Doubled())
         each.enable_input_require_grads()
     agree(net, twin)
+
+
+def test_what_wraps_the_forward_later_is_left_and_restore_still_undoes():
+    net, twin = bert_fast.accelerate(model()), model()
+    live, calls = net.forward, []
+    net.forward = lambda *args, **kwargs: calls.append(1) or live(*args, **kwargs)
+    with torch.no_grad():
+        run(bert_fast.accelerate(net))
+        assert live.accelerated == 1 and len(calls) == 1
+        assert torch.equal(run(bert_fast.restore(net)), run(twin))
+    assert live.accelerated == 1 and len(calls) == 2
+
+
+def test_a_forward_that_is_not_the_classs_is_not_touched():
+    net = model()
+    net.forward = own = lambda *args, **kwargs: 5
+    with pytest.warns(RuntimeWarning, match="not accelerated: its forward was replaced"):
+        bert_fast.accelerate(net)
+    assert net.forward is own and net(1) == 5
+
+
+@pytest.mark.parametrize("name", ["BertModel", "DistilBertForMaskedLM"])
+def test_under_autocast(name):
+    net, twin = bert_fast.accelerate(model(name)), model(name)
+    with torch.autocast("cpu", torch.bfloat16):
+        got, want = run(net, name), run(twin, name)
+    assert got.dtype == want.dtype
+    exact = run(model(name).double(), name)
+    assert (got - exact).square().mean() <= 4 * (want - exact).square().mean()
 
 
 def test_a_replica_of_data_parallel_runs_its_own_code():
