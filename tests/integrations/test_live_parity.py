@@ -11,6 +11,7 @@ import warnings
 
 import pytest
 import torch
+import transformers
 from integrations.families import (
     CLASSES,
     FAMILIES,
@@ -93,6 +94,8 @@ def expected(name, config, mask, dtype):
     results = []
     for kind in (DTYPES[dtype], torch.float64):
         net = model(name, **changes(name, config)).to(DTYPES[dtype]).to(kind).train()
+        if name.endswith("ForMultipleChoice") and getattr(net.base_model, "pooler", net) is None:
+            pytest.skip(f"transformers {transformers.__version__} reads a pooled output that its {name} has not")
         output = forward(net, name, MASKS[mask](), output_hidden_states=True)
         backward(output)
         results.append((dict(output.items()), gradients(net)))

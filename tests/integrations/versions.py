@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-VERSIONS = ("4.48.3", "4.57.3", "5.0.0")
+VERSIONS = ("4.48.3", "4.57.3", "5.6.2")
 TESTS = ("tests/integrations/test_live_parity.py", "tests/integrations/test_live_objects.py")
 
 
