@@ -1,6 +1,7 @@
 """What stands in for a module's forward: an attribute of the instance, which leaves its class alone."""
 
 import inspect
+from types import CodeType
 from typing import Any, TypeVar
 
 from torch import nn
@@ -24,6 +25,11 @@ class InPlaceOfForward:
     @property
     def __signature__(self) -> inspect.Signature:
         return inspect.signature(self.original)
+
+    @property
+    def __code__(self) -> CodeType:
+        # torch.export names the place of a module's forward by it.
+        return self.original.__func__.__code__
 
     @property
     def original(self) -> Any:

@@ -5,19 +5,9 @@ import functools
 
 import torch
 import transformers
+from twins import TINY, B, S
 
-B, S, CHOICES, VOCAB = 6, 17, 3, 101
-_TINY = {
-    "vocab_size": VOCAB,
-    "hidden_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 90,
-    "max_position_embeddings": 40,
-    "type_vocab_size": 2,
-    "hidden_dropout_prob": 0.0,
-    "attention_probs_dropout_prob": 0.0,
-}
+CHOICES, VOCAB = 3, TINY["vocab_size"]
 _DISTIL = {
     "vocab_size": VOCAB,
     "dim": 48,
@@ -31,11 +21,11 @@ _DISTIL = {
     "qa_dropout": 0.0,
 }
 FAMILIES = {
-    "Bert": ("BertConfig", _TINY),
-    "Roberta": ("RobertaConfig", {**_TINY, "pad_token_id": 1}),
-    "XLMRoberta": ("XLMRobertaConfig", {**_TINY, "pad_token_id": 1}),
-    "Camembert": ("CamembertConfig", {**_TINY, "pad_token_id": 1}),
-    "Electra": ("ElectraConfig", {**_TINY, "embedding_size": 28, "summary_last_dropout": 0.0}),
+    "Bert": ("BertConfig", TINY),
+    "Roberta": ("RobertaConfig", {**TINY, "pad_token_id": 1}),
+    "XLMRoberta": ("XLMRobertaConfig", {**TINY, "pad_token_id": 1}),
+    "Camembert": ("CamembertConfig", {**TINY, "pad_token_id": 1}),
+    "Electra": ("ElectraConfig", {**TINY, "embedding_size": 28, "summary_last_dropout": 0.0}),
     "DistilBert": ("DistilBertConfig", _DISTIL),
 }
 HEADS = (
