@@ -1,6 +1,6 @@
 """Live models of other libraries on this package's encoder and kernels, in place."""
 
-from bert_fast.integrations.switch import accelerate, restore
+from bert_fast.integrations.switch import accelerate, lives, restore
 from bert_fast.integrations.verification import verify
 
-__all__ = ["accelerate", "restore", "verify"]
+__all__ = ["accelerate", "lives", "restore", "verify"]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from bert_fast import derived
 from bert_fast.integrations import calls, tree
-from bert_fast.integrations.adapter import Adapter, Call, Parts, Unsupported
+from bert_fast.integrations.adapter import Adapter, Call, Parts, Unsupported, encoder_class
 from bert_fast.integrations.attributes import InPlaceOfForward
 from bert_fast.integrations.owners import Verdict, owner_calls
 from bert_fast.integrations.table import adapter_of
@@ -51,6 +51,7 @@ class Live(InPlaceOfForward):
         free = inspect.Parameter.VAR_KEYWORD
         self._names = tuple(p.name for p in parameters if p.kind is not free)
         self._free = any(p.kind is free for p in parameters)
+        self._home = encoder_class(kind).__module__
         adapter = adapter_of(kind)
         assert adapter is not None
         self.adapter: Adapter = adapter
@@ -134,7 +135,7 @@ class Live(InPlaceOfForward):
             heads=adapter.heads(module),
             keep_first=True,
             keep=None,
-            exact=self._exact(states is not None),
+            exact=self._exact(states is not None, adapter.pooler(module)),
             dense=False,
         )
         # The first place is computed because heads read it out of the padded result: it must not come back as zeros.
@@ -153,16 +154,20 @@ class Live(InPlaceOfForward):
         if not torch.compiler.is_compiling():
             self.accelerated += 1
         output = adapter.output(last, pooled, hidden)
-        if self._flag(given, "return_dict") is not False:
+        named = "return_dict" in self._names  # so it was in transformers 4
+        if given.get("return_dict") is None:
+            given["return_dict"] = getattr(module.config, "use_return_dict" if named else "return_dict", True)
+        if given["return_dict"] is not False:
             return output
-        if "return_dict" in self._names and adapter.has_pooler:  # transformers 4 kept the place of a missing pooler
+        if named and adapter.has_pooler:  # which kept the place of a pooler that is not there
             return (last, pooled) if hidden is None else (last, pooled, hidden)
         return output.to_tuple()
 
-    def _exact(self, states_asked: bool) -> bool:
+    def _exact(self, states_asked: bool, pooler: nn.Module | None) -> bool:
         if self.positions.hidden_positions == "exact" or self.asked:
             return self.positions.hidden_positions == "exact"
-        return states_asked or bool(self.module._forward_hooks) or not owner_calls()
+        foreign = pooler is not None and type(pooler).__module__ != self._home
+        return states_asked or foreign or bool(self.module._forward_hooks) or not owner_calls()
 
     def _note(self, reason: str) -> None:
         if torch.compiler.is_compiling():

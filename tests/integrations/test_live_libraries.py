@@ -152,6 +152,8 @@ class TestSentenceTransformers:
             torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
         live = encoder_of(net)
         assert live.positions.hidden_positions == "zero" and live.accelerated == 4 and not live.reasons
+        (report,) = bert_fast.verify(net, TEXTS)
+        assert report.held and report.own_code is None
         assert abs(bert_fast.restore(net).encode(TEXTS, batch_size=3) - want).max() < 1e-6
 
     def test_trainer(self, tmp_path):
