@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from bert_fast.integrations.attributes import InPlaceOfForward
+from bert_fast.integrations.table import adapter_of
 
 # Heads of `transformers` that read the first place of every sequence and nothing else. That one is always computed.
 _READS_FIRST = ("ForSequenceClassification", "ForMultipleChoice", "ForNextSentencePrediction")
@@ -37,7 +38,7 @@ class OwnerForward(InPlaceOfForward):
     """The forward of an owner that does not read hidden places: its own, and the encoder knows who calls."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_compiling() or self.removed:
+        if torch.compiler.is_compiling() or self.removed or _strange_part(self.module) is not None:
             return self.original(*args, **kwargs)
         token = _owner_calls.set(True)
         try:
@@ -60,6 +61,9 @@ def verdict(root: nn.Module, path: str) -> tuple[Verdict, nn.Module | None]:
 def _verdict(owner: nn.Module, parents: list[nn.Module]) -> Verdict:
     kind = type(owner)
     if kind.__module__.startswith("transformers.models.") and kind.__name__.endswith(_READS_FIRST):
+        strange = _strange_part(owner)
+        if strange is not None:
+            return Verdict("exact", f"{type(strange).__name__} stands in {kind.__name__} and may read every place")
         others = {getattr(m, "summary_type", "first") for m in owner.modules()} - {"first"}
         if not others:
             return Verdict("zero", f"{kind.__name__} reads the first place of every sequence only")
@@ -67,6 +71,18 @@ def _verdict(owner: nn.Module, parents: list[nn.Module]) -> Verdict:
     if kind.__module__.startswith("sentence_transformers.") and kind.__name__ == "Transformer":
         return _of_sentence_transformer(parents)
     return Verdict("exact", f"{kind.__name__} may read every place")
+
+
+def _strange_part(owner: nn.Module) -> nn.Module | None:
+    """A user's own module beside the encoder in a head of `transformers`, which some heads hand every place."""
+    if not type(owner).__module__.startswith("transformers.models."):
+        return None
+    for part in owner._modules.values():
+        home = type(part).__module__
+        known = part is None or type(part) in (nn.Linear, nn.Dropout) or home.startswith(("transformers.", "peft."))
+        if not known and adapter_of(type(part)) is None:
+            return part
+    return None
 
 
 def _parents(root: nn.Module, path: str) -> list[nn.Module]:

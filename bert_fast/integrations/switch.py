@@ -29,7 +29,7 @@ def accelerate(module: _Module, *, hidden_positions: str | None = None) -> _Modu
 
     Returns:
         ``module``. Calls that the packed encoder cannot carry run the original code, with one warning a reason.
-        Accelerating it again forgets what was derived from its weights.
+        Accelerating it again forgets what was derived from its weights, and looks anew at who reads the encoders.
 
     Raises:
         TypeError: not a module.

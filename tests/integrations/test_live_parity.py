@@ -185,6 +185,25 @@ def test_multiple_choice_that_summarises_by_the_mean_reads_every_place():
     assert "mean" in encoder_of(net).positions.why
 
 
+class _MeanHead(torch.nn.Module):
+    def forward(self, states, **options):
+        return states.mean(1)[:, :2]
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_a_users_own_head_that_is_handed_every_place(after):
+    name, mask = "RobertaForSequenceClassification", every_kind_of_padding()
+    net = model(name)
+    net.classifier = _MeanHead()
+    want = forward(net, name, mask).logits
+    fast = bert_fast.accelerate(model(name) if after else net)
+    fast.classifier = _MeanHead()
+    torch.testing.assert_close(forward(fast, name, mask).logits, want, rtol=1e-4, atol=1e-4)
+    assert encoder_of(fast).accelerated == 1
+    bert_fast.accelerate(fast)
+    assert "_MeanHead" in encoder_of(fast).positions.why
+
+
 @pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize("name", ["BertModel", "RobertaModel", "ElectraModel", "DistilBertModel"])
 def test_the_other_shapes_of_call(name, mask):
