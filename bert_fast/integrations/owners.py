@@ -4,6 +4,8 @@ Where it does not, those places are not computed (``"zero"``) while it is the ow
 is not known, every place is (``"exact"``): what a user reads must not change.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
@@ -27,6 +29,16 @@ def owner_calls() -> bool:
     return not torch.compiler.is_compiling() and _owner_calls.get()
 
 
+@contextmanager
+def as_owner() -> Iterator[None]:
+    """Within the block, calls come from an owner that does not read hidden places."""
+    token = _owner_calls.set(True)
+    try:
+        yield
+    finally:
+        _owner_calls.reset(token)
+
+
 class Verdict(NamedTuple):
     """``hidden_positions``, and why in words."""
 
@@ -40,11 +52,8 @@ class OwnerForward(InPlaceOfForward):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling() or self.removed or _strange_part(self.module) is not None:
             return self.original(*args, **kwargs)
-        token = _owner_calls.set(True)
-        try:
+        with as_owner():
             return self.original(*args, **kwargs)
-        finally:
-            _owner_calls.reset(token)
 
 
 def verdict(root: nn.Module, path: str) -> tuple[Verdict, nn.Module | None]:
