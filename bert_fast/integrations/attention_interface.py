@@ -104,8 +104,9 @@ def attend(
     if dropout > 0 and backend.has_kernels(query.device):
         seed = torch.randint(2**63 - 1, (1,), dtype=torch.int64, device=query.device)
     rows = (x.transpose(1, 2).flatten(0, 1) for x in (query, key, value))
-    options = {"scale": scaling, "bias": bias, "key_mask": key_mask, "p": dropout, "seed": seed, "plan": plan}
-    return ops.attention(*rows, cu_seqlens, seqlen, **options).unflatten(0, (batch, seqlen)), None
+    masks: dict[str, Any] = {"bias": bias, "key_mask": key_mask}
+    out = ops.attention(*rows, cu_seqlens, seqlen, scale=scaling, p=dropout, seed=seed, plan=plan, **masks)
+    return out.unflatten(0, (batch, seqlen)), None
 
 
 def additive_mask(
@@ -146,7 +147,7 @@ def additive_mask(
     mask = mask.masked_fill(~visible, torch.finfo(dtype).min)
     if visible.shape[2] == 1 and not traced() and not mask.is_inference():
         # Which keys it shows, while it is what it is now: `_keys_of` shall not wait for a GPU to read it.
-        mask._bert_fast_keys = visible[:, 0, 0], mask._version  # type: ignore[attr-defined]
+        mask._bert_fast_keys = visible[:, 0, 0], mask._version
     return mask
 
 
