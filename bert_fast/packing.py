@@ -193,7 +193,10 @@ class Layout:
         indices: int64 ``[T]``, each row's flat place in ``[B * S]``; None when every place has a row.
         key_mask: bool ``[T]``; False marks rows that are computed though the mask hides them: no query sees them.
         zero_hidden: whether hidden places come back as zeros (else as computed).
-        bias: additive scores ``[B or 1, N or 1, S, S]`` of a 3D or 4D mask.
+        bias: additive scores ``[B or 1, N or 1, S, S]``, of a 3D or 4D mask or of relative positions.
+        window: how many places a key may lie from a query that sees it.
+        rotary: cosines and sines ``[T, D / 2]`` of the rows' rotary positions.
+        local: this layout as layers see it whose attention is local: with another window, bias and rotary.
         plan: what all layers' attention over this batch shares.
         seed: of the kernels' dropout in this forward pass, int64 ``[1]``; None where PyTorch draws the masks.
     """
@@ -207,6 +210,9 @@ class Layout:
     bias: Tensor | None = None
     plan: ops.AttentionPlan = None
     seed: Tensor | None = None
+    window: int | None = None
+    rotary: tuple[Tensor, Tensor] | None = None
+    local: "Layout | None" = None
 
     def pack(self, x: Tensor) -> Tensor:
         """``[B, S, ...]`` -> ``[T, ...]``; a tensor that is packed already stays as it is."""
@@ -241,8 +247,23 @@ class Layout:
             surplus = filled(here.stop - here.start) - (here.stop - here.start)
             key_mask = None if self.key_mask is None else torch.nn.functional.pad(self.key_mask[here], (0, surplus))
             cu_seqlens = self.cu_seqlens[first : last + 1] - here.start
-            plan = ops.attention_plan(cu_seqlens, key_mask)
-            yield here, surplus, Layout(cu_seqlens, self.max_seqlen, key_mask=key_mask, plan=plan)
+            shared = Layout(cu_seqlens, self.max_seqlen, key_mask=key_mask)
+            shared = replace(shared, plan=ops.attention_plan(cu_seqlens, key_mask))
+            part = self._with_own(shared, first, last, here, surplus)
+            if self.local is not None:
+                part = replace(part, local=self.local._with_own(shared, first, last, here, surplus))
+            yield here, surplus, part
+
+    def _with_own(self, part: "Layout", first: int, last: int, here: slice, surplus: int) -> "Layout":
+        """``part``, of sequences ``first`` up to ``last``, with what this layout has of its own."""
+        if self.bias is self.window is self.rotary is None:
+            return part
+        bias = self.bias if self.bias is None or self.bias.shape[0] == 1 else self.bias[first:last]
+        turned = None
+        if self.rotary is not None:
+            cos, sin = (torch.nn.functional.pad(x[here], (0, 0, 0, surplus)) for x in self.rotary)
+            turned = cos, sin
+        return replace(part, bias=bias, window=self.window, rotary=turned)
 
     def with_seed(self, dropout: bool) -> "Layout":
         """The same layout with a seed for this forward pass, if there is dropout and kernels draw it."""
@@ -253,7 +274,25 @@ class Layout:
 
     def prepared_for(self, x: Tensor) -> "Layout":
         """The same layout for rows like ``x``: additive scores in its dtype."""
-        return self if self.bias is None else replace(self, bias=self.bias.to(x.dtype))
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        local = None if self.local is None else self.local.prepared_for(x)
+        return self if bias is self.bias and local is self.local else replace(self, bias=bias, local=local)
+
+    def places(self) -> Tensor | None:
+        """Each row's place in its padded sequence, int64 ``[T]``; None where that is its place among the kept rows.
+
+        Where it is not, what goes by distances (relative positions, windows) cannot go by the rows' own numbers.
+        Waits for the device, but in a graph, where the places are returned whatever they are.
+        """
+        if self.padded_shape is None or self.indices is None:
+            return None
+        places = self.indices % self.padded_shape[1]
+        if torch.compiler.is_compiling():
+            return places
+        gap = places.diff() != 1
+        starts = self.cu_seqlens[1:-1].long()
+        gap = torch.nn.functional.pad(gap, (1, 1)).index_fill(0, starts, False)
+        return places if bool(gap.any()) else None
 
     def first_rows(self, x: Tensor) -> Tensor:
         """Each sequence's first row: ``[T, H]`` -> ``[B, H]``; zeros for a sequence without tokens."""

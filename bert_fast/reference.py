@@ -25,13 +25,13 @@ def bias_gelu(x: Tensor, bias: Tensor | None, approximate: str = "none") -> Tens
     return F.gelu(x if bias is None else x + bias, approximate=approximate)
 
 
-def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
     """LayerNorm over the last dimension (Ba et al., 2016), statistics in at least float32, result in x's dtype."""
     dtype = x.dtype
     if x.device.type == "cpu" and dtype in (torch.float16, torch.bfloat16):
         # With 16-bit weights PyTorch saves 1 / deviation in 16 bits for the backward pass: inf for a constant row.
         dtype = torch.float32
-    return F.layer_norm(x, weight.shape, weight.to(dtype), bias.to(dtype), eps)
+    return F.layer_norm(x, weight.shape, weight.to(dtype), None if bias is None else bias.to(dtype), eps)
 
 
 def dropout_add_layer_norm(
@@ -152,6 +152,7 @@ def attention(
     scale: float | None = None,
     bias: Tensor | None = None,
     key_mask: Tensor | None = None,
+    window: int | None = None,
     p: float = 0.0,
     seed: Tensor | None = None,
     site: int = 0,
@@ -165,6 +166,7 @@ def attention(
         scale: of the scores; ``1 / sqrt(D)`` by default.
         bias: additive ``[B or 1, N or 1, S, S]`` with ``S >= max_seqlen``, by position within the sequence; -inf hides.
         key_mask: bool ``[T]``; a key that is False is seen by no query.
+        window: how many places a key may lie from a query that sees it (Beltagy et al., 2020).
         p, seed, site: dropout of the probabilities.
 
     Returns:
@@ -180,6 +182,8 @@ def attention(
     kp, vp = (x[rows].masked_fill(hidden, 0).transpose(1, 2) for x in (k, v))
     scores = qp @ kp.transpose(-1, -2) * (1 / math.sqrt(q.shape[-1]) if scale is None else scale)
     visible = present[:, None, None, :]
+    if window is not None:
+        visible = visible & within_window(max_seqlen, window, q.device)
     if bias is not None:
         bias = bias[..., :max_seqlen, :max_seqlen]
         visible = visible & (bias != -math.inf)
@@ -195,6 +199,21 @@ def attention(
         probs = dropout(probs, p)
     sequence, offset = sequence_of_row(cu_seqlens, q.shape[0])
     return (probs @ vp).transpose(1, 2)[sequence, offset]
+
+
+def within_window(seqlen: int, window: int, device: torch.device) -> Tensor:
+    """Which of S keys each of S queries sees when a key may lie at most ``window`` places away: bool ``[S, S]``."""
+    place = torch.arange(seqlen, device=device)
+    return (place[:, None] - place[None, :]).abs() <= window
+
+
+def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary positions (Su et al., 2021), the halves of a head's elements as pairs: see :func:`bert_fast.ops.rotary`."""
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    first, second = x.to(dtype).chunk(2, -1)
+    lead = (x.shape[0], *[1] * (x.dim() - 2), -1)
+    cos, sin = cos.to(dtype).view(lead), sin.to(dtype).view(lead)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], -1).to(x.dtype)
 
 
 def padded_rows(cu_seqlens: Tensor, max_seqlen: int, tokens: int) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from bert_fast import derived, ops
 from bert_fast.config import BertConfig
 from bert_fast.layers import blocks
-from bert_fast.layers.projection import call, project_joined
+from bert_fast.layers.projection import call, project, project_joined
 from bert_fast.layers.residual import ResidualOutput
 from bert_fast.packing import Layout
 
@@ -30,13 +30,9 @@ class BertSelfAttention(nn.Module):
 
     def forward(self, x: Tensor, layout: Layout, probabilities: list[Tensor] | None = None) -> Tensor:
         """``[T, H]`` -> ``[T, H]``; appends the probabilities ``[B, N, S, S]`` to a list if one is given."""
-        heads = (self.num_attention_heads, self.attention_head_size)
-        layers = (self.query, self.key, self.value)
-        joined = project_joined(self, layers, x)
-        if joined is None:
-            apart = tuple(call(layer, x).unflatten(-1, heads) for layer in layers)
-        else:
-            joined = joined.unflatten(-1, heads)
+        joined, apart = self._projected(x)
+        if layout.rotary is not None:
+            joined, apart = None, self._turned(joined, apart, *layout.rotary)
         p = self.dropout.p if self.training else 0.0
         if probabilities is not None:
             q, k, v = apart if joined is None else joined.unbind(1)
@@ -44,6 +40,7 @@ class BertSelfAttention(nn.Module):
         options: dict[str, Any] = {
             "bias": layout.bias,
             "key_mask": layout.key_mask,
+            "window": layout.window,
             "p": p,
             "seed": layout.seed,
             "site": self.dropout_site,
@@ -54,6 +51,25 @@ class BertSelfAttention(nn.Module):
         else:
             y = ops.attention_joined(joined, layout.cu_seqlens, layout.max_seqlen, **options)
         return y.flatten(1)
+
+    def _projected(self, x: Tensor) -> tuple[Tensor | None, tuple[Tensor, ...]]:
+        """Queries, keys and values: side by side ``[T, 3, N, D]`` or, where that is None, apart, ``[T, N, D]`` each."""
+        heads = (self.num_attention_heads, self.attention_head_size)
+        layers = (self.query, self.key, self.value)
+        joined = project_joined(layers, x)
+        if joined is None:
+            return None, tuple(call(layer, x).unflatten(-1, heads) for layer in layers)
+        return joined.unflatten(-1, heads), ()
+
+    def _turned(
+        self, joined: Tensor | None, apart: tuple[Tensor, ...], cos: Tensor, sin: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The same apart, queries and keys turned by their rows' rotary positions."""
+        if joined is not None:
+            q, k = ops.rotary(joined[:, :2], cos, sin).unbind(1)
+            return q, k, joined[:, 2]
+        q, k, v = apart
+        return ops.rotary(q, cos, sin), ops.rotary(k, cos, sin), v
 
     def _with_probabilities(
         self, q: Tensor, k: Tensor, v: Tensor, layout: Layout, p: float, probabilities: list[Tensor]
@@ -71,6 +87,14 @@ class BertSelfAttention(nn.Module):
         )
         probabilities.append(probs)
         return (probs @ v).transpose(1, 2).flatten(0, 1)
+
+
+class JoinedSelfAttention(BertSelfAttention):
+    """The same with one linear layer ``qkv: H -> 3 H`` for queries, keys and values."""
+
+    def _projected(self, x: Tensor) -> tuple[Tensor | None, tuple[Tensor, ...]]:
+        heads = (3, self.num_attention_heads, self.attention_head_size)
+        return project(self.qkv, x).unflatten(-1, heads), ()
 
 
 class BertSelfOutput(ResidualOutput):

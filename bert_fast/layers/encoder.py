@@ -97,7 +97,7 @@ class BertEncoder(nn.Module):
         probabilities: list[Tensor] | None = None,
     ) -> Tensor:
         """``[T, H]`` -> ``[T, H]``; each layer's input and the result are appended to ``hidden_states`` if given."""
-        if probabilities is None and layout.bias is None and self._runs_in_parts(x):
+        if probabilities is None and self._runs_in_parts(x):
             return self._in_parts(x, layout, hidden_states)
         return self._layers(x, layout, hidden_states, probabilities)
 

@@ -11,7 +11,7 @@ from bert_fast.ops.linear import PackedLinear, cpu_linear_plan, pack_linear, row
 def project(module: nn.Module, x: Tensor, hidden_act: str | None = None) -> Tensor:
     """``activation(module(x))`` for ``x [T, in]``, with the activation fused where the product allows it."""
     if hidden_act is None or hidden_act in GELU:
-        packed = _packed(module, (module,), x)
+        packed = _packed((module,), x)
         if packed is not None:
             return packed(x) if hidden_act is None else packed(x, "gelu", GELU[hidden_act])
     if hidden_act in GELU:
@@ -29,11 +29,11 @@ def project_split(module: nn.Module, x: Tensor) -> tuple[Tensor, Tensor | None]:
 
 def project_and_add(module: nn.Module, x: Tensor, residual: Tensor) -> Tensor | None:
     """``residual + module(x)`` in one pass over memory, where the product can add; else None."""
-    packed = _packed(module, (module,), x)
+    packed = _packed((module,), x)
     return None if packed is None or residual.dtype != x.dtype else packed.add(x, residual)
 
 
-def project_joined(owner: nn.Module, modules: tuple[nn.Module, ...], x: Tensor) -> Tensor | None:
+def project_joined(modules: tuple[nn.Module, ...], x: Tensor) -> Tensor | None:
     """``module(x)`` of several layers that read the same ``x``, side by side, where one product makes them; else None.
 
     Without gradients the joined weight is derived and kept. Where the kernels run it is otherwise joined anew, in the
@@ -43,7 +43,7 @@ def project_joined(owner: nn.Module, modules: tuple[nn.Module, ...], x: Tensor) 
     Returns:
         ``[T, len(modules), out]``, or None where a layer has to be called or the layers differ in kind.
     """
-    joined = _packed(owner, modules, x) or _joined(owner, modules, x)
+    joined = _packed(modules, x) or _joined(modules, x)
     if joined is not None:
         y = joined(x)
     elif _joins_anew(modules, x):
@@ -93,21 +93,22 @@ def _autocast(x: Tensor) -> bool:
     return torch.is_autocast_enabled(x.device.type)
 
 
-def _packed(owner: nn.Module, modules: tuple[nn.Module, ...], x: Tensor) -> PackedLinear | None:
+def _packed(modules: tuple[nn.Module, ...], x: Tensor) -> PackedLinear | None:
     if not _packing_allowed(x.device) or not _same_kind(modules) or not packs(modules[0].weight, x):
         return None
     if x.shape[0] != rows_to_pack(x.shape[0]):
         return None
-    key = ("packed", x.dtype)
-    return derived.derive(owner, key, _sources(modules), lambda: pack_linear(*_join(modules), x.dtype))
+    # Kept beside the first of them: layers that share their leaves share this.
+    key = ("packed", len(modules), x.dtype)
+    return derived.derive(modules[0], key, _sources(modules), lambda: pack_linear(*_join(modules), x.dtype))
 
 
-def _joined(owner: nn.Module, modules: tuple[nn.Module, ...], x: Tensor) -> _Joined | None:
+def _joined(modules: tuple[nn.Module, ...], x: Tensor) -> _Joined | None:
     if not derived.allowed() or _autocast(x) or not _same_kind(modules) or modules[0].weight.dtype != x.dtype:
         return None
     if packs(modules[0].weight, x):
         return None  # a third copy of the weights, for the few calls whose rows cannot run packed
-    return derived.derive(owner, "joined", _sources(modules), lambda: _Joined(*_join(modules)))
+    return derived.derive(modules[0], "joined", _sources(modules), lambda: _Joined(*_join(modules)))
 
 
 def _joins_anew(modules: tuple[nn.Module, ...], x: Tensor) -> bool:

@@ -10,6 +10,7 @@ from bert_fast.ops.linear import linear
 from bert_fast.ops.linear_cross_entropy import labelled_rows, linear_cross_entropy
 from bert_fast.ops.loss import cross_entropy
 from bert_fast.ops.pad import pad_rows, unpad_rows
+from bert_fast.ops.rotary import rotary
 from bert_fast.ops.softmax import scaled_masked_softmax
 from bert_fast.ops.unpad import unpad
 
@@ -28,6 +29,7 @@ __all__ = [
     "linear",
     "linear_cross_entropy",
     "pad_rows",
+    "rotary",
     "scaled_masked_softmax",
     "unpad",
     "unpad_rows",

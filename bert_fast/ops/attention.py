@@ -46,6 +46,7 @@ def attention(
     scale: float | None = None,
     bias: Tensor | None = None,
     key_mask: Tensor | None = None,
+    window: int | None = None,
     p: float = 0.0,
     seed: Tensor | None = None,
     site: int = 0,
@@ -62,6 +63,8 @@ def attention(
         scale: of the scores, positive; ``1 / sqrt(D)`` by default.
         bias: additive ``[B or 1, N or 1, S, S]``, ``S >= max_seqlen``; -inf hides a key from a query.
         key_mask: bool ``[T]``; a key that is False is seen by no query.
+        window: how many places a key may lie from a query that sees it, at least 0; all of them by default. The GPU's
+            kernels know of none: they are handed it as a bias, and skip nothing.
         p, seed, site: dropout of the probabilities. The kernel needs ``seed``, an int64 tensor of one element on the
             same device; without it PyTorch's generator draws the mask.
         plan: of :func:`attention_plan`, where several layers run over one batch.
@@ -71,6 +74,7 @@ def attention(
     """
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     if (p == 0 or seed is not None) and kernel_runs(q, k, v, bias):
+        bias, window = window_bias(bias, window, max_seqlen, q), None
         q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
         schedule = plan if isinstance(plan, Tensor) else attention_plan(cu_seqlens)
         options = (bias, key_mask, seed if p > 0 else None, scale, p, site)
@@ -81,12 +85,22 @@ def attention(
     if seed is not None and p > 0:
         dropout = {"p": p, "seed": seed, "site": site}
         return reference.attention(
-            q, k, v, cu_seqlens, max_seqlen, scale=scale, bias=bias, key_mask=key_mask, **dropout
+            q, k, v, cu_seqlens, max_seqlen, scale=scale, bias=bias, key_mask=key_mask, window=window, **dropout
         )
     if host_attention_runs(q, k, v, cu_seqlens, bias, key_mask, p):
-        return host_attention(q, k, v, cu_seqlens, scale, key_mask)
+        return host_attention(q, k, v, cu_seqlens, scale, key_mask, bias=bias, window=window)
     groups = plan if isinstance(plan, AttentionGroups) else None
-    return torch_attention(q, k, v, cu_seqlens, max_seqlen, scale, bias, key_mask, p, groups)
+    return torch_attention(q, k, v, cu_seqlens, max_seqlen, scale, bias, key_mask, window, p, groups)
+
+
+def window_bias(bias: Tensor | None, window: int | None, max_seqlen: int, x: Tensor) -> Tensor | None:
+    """``bias`` with -inf wherever a key lies too far away; without any, ``[1, 1, S, S]`` in the dtype of ``x``."""
+    if window is None or (isinstance(max_seqlen, int) and window >= max_seqlen - 1):
+        return bias
+    far = ~reference.within_window(max_seqlen, window, x.device)
+    if bias is None:
+        return torch.zeros(1, 1, *far.shape, dtype=x.dtype, device=x.device).masked_fill_(far, -math.inf)
+    return bias[..., :max_seqlen, :max_seqlen].masked_fill(far, -math.inf)
 
 
 def kernel_runs(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> bool:

@@ -1,5 +1,6 @@
 """How PyTorch's attention runs over a packed batch: sequences of similar length together, so that little is padding."""
 
+import math
 from collections import defaultdict
 from dataclasses import dataclass
 
@@ -8,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bert_fast.ops.attention_rows import Slots, attend_with_dropout
+from bert_fast.reference import within_window
 
 # Lengths are rounded up to this before they are grouped: fewer, larger calls against a little padding.
 GRANULE = 16
@@ -65,19 +67,30 @@ class AttentionGroups:
         self._in_order = len(self._groups) == 1 and offset == bounds[-1]
         self._made = True
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float | None, p: float) -> Tensor:
+    def attend(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        scale: float | None,
+        p: float,
+        bias: Tensor | None = None,
+        window: int | None = None,
+    ) -> Tensor:
         """Attention of ``q, k, v [T, N, D]`` within each sequence: ``[T, N, D]``; rows that see no key are 0.
 
+        ``bias [1, N or 1, S, S]`` is the same for all sequences; ``window`` as :func:`bert_fast.ops.attention`'s.
         Rows beyond the last sequence's end are allowed; what comes back there is without meaning.
         """
         if not self._made:
             self._make()
         if torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)) and q.shape[0] == len(self._restore):
-            return self._attend_with_gradients(q, k, v, scale, p)
+            return self._attend_with_gradients(q, k, v, scale, p, bias, window)
         outputs = []
         for group in self._groups:
-            operands = (group.gather(x) for x in (q, k, v))
-            out = F.scaled_dot_product_attention(*operands, attn_mask=group.key_mask, dropout_p=p, scale=scale)
+            operands = [group.gather(x) for x in (q, k, v)]
+            mask = _scores(group.key_mask, operands[0], bias, window)
+            out = F.scaled_dot_product_attention(*operands, attn_mask=mask, dropout_p=p, scale=scale)
             outputs.append(out.transpose(1, 2).flatten(0, 1))
         if not outputs:
             return q.new_zeros(q.shape)
@@ -87,7 +100,16 @@ class AttentionGroups:
             return joined
         return joined.index_select(0, F.pad(self._restore, (0, surplus)) if surplus else self._restore)
 
-    def _attend_with_gradients(self, q: Tensor, k: Tensor, v: Tensor, scale: float | None, p: float) -> Tensor:
+    def _attend_with_gradients(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        scale: float | None,
+        p: float,
+        bias: Tensor | None,
+        window: int | None,
+    ) -> Tensor:
         if not self._in_order:
             slots = self._slots()
             q, k, v = (slots.spread(x) for x in (q, k, v))
@@ -98,10 +120,11 @@ class AttentionGroups:
         outputs = []
         for group, shape, piece in zip(self._groups, shapes, pieces, strict=True):
             operands = [x.unflatten(0, shape).transpose(1, 2) for x in piece]
-            if own:
-                out = attend_with_dropout(operands[0], operands[1], operands[2], group.key_mask, scale, p)
+            mask = _scores(group.key_mask, operands[0], bias, window)
+            if own and mask is group.key_mask:
+                out = attend_with_dropout(operands[0], operands[1], operands[2], mask, scale, p)
             else:
-                out = F.scaled_dot_product_attention(*operands, attn_mask=group.key_mask, dropout_p=p, scale=scale)
+                out = F.scaled_dot_product_attention(*operands, attn_mask=mask, dropout_p=p, scale=scale)
             outputs.append(out.transpose(1, 2).flatten(0, 1))
         joined = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
         return joined if self._in_order else slots.collect(joined)
@@ -120,6 +143,18 @@ class AttentionGroups:
             counts[self._restore] = True
             self._slots_made = Slots(flat, counts, self._restore)
         return self._slots_made
+
+
+def _scores(seen: Tensor | None, q: Tensor, bias: Tensor | None, window: int | None) -> Tensor | None:
+    """What one call adds to its scores ``[b, N, L, L]``: bool (which keys are seen) without a bias; None for nothing."""
+    length = q.shape[2]
+    if window is not None and window < length - 1:
+        near = within_window(length, window, q.device)[None, None]
+        seen = near if seen is None else seen & near
+    if bias is None:
+        return seen
+    bias = bias[..., :length, :length].to(q.dtype)
+    return bias if seen is None else bias.masked_fill(~seen, -math.inf)
 
 
 def _group(members: list[tuple[int, int]], longest: int, key_mask: Tensor | None, device: torch.device) -> _Group:

@@ -25,8 +25,8 @@ def host_attention_runs(
         against.append(f"q, k and v are {q.dtype}, {k.dtype}, {v.dtype}, not all float32 or all bfloat16")
     if torch.is_grad_enabled():
         against.append("gradients are enabled")
-    if bias is not None:
-        against.append("there is an additive bias")
+    if bias is not None and not _fits(bias, q, cu_seqlens):
+        against.append(f"the bias is {bias.dtype} {list(bias.shape)}, not floating [B or 1, N or 1, S, S]")
     if p > 0:
         against.append("there is dropout")
     if q.dim() != 3 or not q.shape == k.shape == v.shape or q.shape[1] == 0:
@@ -35,7 +35,7 @@ def host_attention_runs(
         against.append(f"cu_seqlens are {cu_seqlens.dtype} {list(cu_seqlens.shape)}, not integers [B + 1]")
     if key_mask is not None and (key_mask.dtype != torch.bool or key_mask.shape != q.shape[:1]):
         against.append(f"key_mask is {key_mask.dtype} {list(key_mask.shape)}, not bool [T]")
-    tensors = [q, k, v, cu_seqlens] if key_mask is None else [q, k, v, cu_seqlens, key_mask]
+    tensors = [q, k, v, cu_seqlens, *(x for x in (bias, key_mask) if x is not None)]
     if any(x.device.type != "cpu" for x in tensors):
         against.append("a tensor is not on the CPU")
     if not addressable(*tensors):
@@ -58,8 +58,25 @@ def host_attention_reason() -> str | None:
     return None
 
 
+def _fits(bias: Tensor, q: Tensor, cu_seqlens: Tensor) -> bool:
+    """Whether a bias has the shape that attention takes; S at least the longest sequence is checked with the lengths."""
+    if bias.dim() != 4 or q.dim() != 3 or not bias.is_floating_point():
+        return False
+    sizes = ((1, cu_seqlens.shape[0] - 1), (1, q.shape[1]))
+    return all(size in allowed for size, allowed in zip(bias.shape[:2], sizes, strict=True))
+
+
 def host_attention(
-    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, scale: float, key_mask: Tensor | None, instructions: str = ""
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens: Tensor,
+    scale: float,
+    key_mask: Tensor | None,
+    instructions: str = "",
+    *,
+    bias: Tensor | None = None,
+    window: int | None = None,
 ) -> Tensor:
     """See :func:`bert_fast.ops.attention`; ``[T, N, D]``. Rows beyond the last sequence's end are 0.
 
@@ -70,7 +87,7 @@ def host_attention(
             "avx512" or "avx2" for this one; the best there is by default.
 
     Raises:
-        ValueError: ``cu_seqlens`` does not rise from 0 to at most T.
+        ValueError: ``cu_seqlens`` does not rise from 0 to at most T, or a sequence is longer than ``bias``.
     """
     q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
     cu_seqlens = cu_seqlens.to(torch.int32).contiguous()
@@ -82,6 +99,14 @@ def host_attention(
     if covered < tokens:
         out[covered:] = 0
     mask = None if key_mask is None else key_mask.contiguous()
+    added, steps = None, [0, 0, 0]
+    if bias is not None:
+        longest = int(cu_seqlens.diff().max()) if cu_seqlens.shape[0] > 1 else 0
+        if min(bias.shape[2:]) < longest:
+            raise ValueError(f"bias must be at least {longest} by {longest}, the longest sequence, not {list(bias.shape)}")
+        added = bias.detach().float()
+        added = added if added.stride(3) == 1 else added.contiguous()
+        steps = [0 if size == 1 else step for size, step in zip(added.shape[:3], added.stride(), strict=False)]
     threads = torch.get_num_threads()
     extension.required().attention(
         *((x.data_ptr(), x.stride(0) * x.element_size(), x.stride(1) * x.element_size()) for x in (q, k, v, out)),
@@ -90,6 +115,8 @@ def host_attention(
         heads,
         head_dim,
         0 if mask is None else mask.data_ptr(),
+        (0 if added is None else added.data_ptr(), *steps),
+        -1 if window is None else window,
         scale,
         _DTYPES[q.dtype],
         threads,

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from bert_fast import backend
-from bert_fast.ops.attention import AttentionPlan, attention, attention_plan, kernel_runs
+from bert_fast.ops.attention import AttentionPlan, attention, attention_plan, kernel_runs, window_bias
 from bert_fast.ops.library import below_autograd, compile_errors, define
 
 
@@ -20,6 +20,7 @@ def attention_joined(
     scale: float | None = None,
     bias: Tensor | None = None,
     key_mask: Tensor | None = None,
+    window: int | None = None,
     p: float = 0.0,
     seed: Tensor | None = None,
     site: int = 0,
@@ -41,6 +42,7 @@ def attention_joined(
         raise ValueError(f"qkv must be [T, 3, N, D], not {list(qkv.shape)}")
     scale = 1 / math.sqrt(qkv.shape[-1]) if scale is None else scale
     if (p == 0 or seed is not None) and kernel_runs(qkv, qkv, qkv, bias):
+        bias, window = window_bias(bias, window, max_seqlen, qkv), None
         qkv = qkv if qkv.stride(-1) == 1 else qkv.contiguous()
         schedule = plan if isinstance(plan, Tensor) else attention_plan(cu_seqlens)
         options = (bias, key_mask, seed if p > 0 else None, scale, p, site)
@@ -52,6 +54,7 @@ def attention_joined(
         "scale": scale,
         "bias": bias,
         "key_mask": key_mask,
+        "window": window,
         "p": p,
         "seed": seed,
         "site": site,

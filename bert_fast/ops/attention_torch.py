@@ -19,6 +19,7 @@ def torch_attention(
     scale: float,
     bias: Tensor | None,
     key_mask: Tensor | None,
+    window: int | None,
     p: float,
     groups: AttentionGroups | None,
 ) -> Tensor:
@@ -26,18 +27,18 @@ def torch_attention(
     if not torch.compiler.is_compiling():
         if q.shape[0] == 0:
             return q + k + v  # empty, and still a function of all three
-        if q.device.type == "cpu" and bias is None:
+        if q.device.type == "cpu" and (bias is None or bias.shape[0] == 1):
             if key_mask is not None:
                 # A NaN in a hidden row would survive the weight of 0 that the mask gives it.
                 k, v = (x.masked_fill(~key_mask[:, None, None], 0) for x in (k, v))
-            return (groups or AttentionGroups(cu_seqlens, key_mask)).attend(q, k, v, scale, p)
-    if _varlen_runs(q, bias, key_mask, p):
+            return (groups or AttentionGroups(cu_seqlens, key_mask)).attend(q, k, v, scale, p, bias, window)
+    if window is None and _varlen_runs(q, bias, key_mask, p):
         from torch.nn.attention.varlen import varlen_attn
 
         # Its scale became an argument only lately.
         q = q * (scale * math.sqrt(q.shape[-1]))
         return varlen_attn(q, k, v, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen)
-    return _padded(q, k, v, cu_seqlens, max_seqlen, scale, bias, key_mask, p)
+    return _padded(q, k, v, cu_seqlens, max_seqlen, scale, bias, key_mask, window, p)
 
 
 def _varlen_runs(q: Tensor, bias: Tensor | None, key_mask: Tensor | None, p: float) -> bool:
@@ -57,6 +58,7 @@ def _padded(
     scale: float,
     bias: Tensor | None,
     key_mask: Tensor | None,
+    window: int | None,
     p: float,
 ) -> Tensor:
     """Through PyTorch's dense attention on a padded copy: what compiles, and what takes an additive bias."""
@@ -66,11 +68,12 @@ def _padded(
     mask = present if key_mask is None else present & key_mask[rows]
     # Rows beyond a sequence's end hold other tokens' values: a NaN there would survive its weight of 0.
     padded = [x[rows].masked_fill(~mask[:, :, None, None], 0).transpose(1, 2) for x in (k, v)]
-    if bias is None:
-        attn_mask = mask[:, None, None, :]
-    else:
-        bias = bias[..., :max_seqlen, :max_seqlen].to(q.dtype)
-        attn_mask = bias.masked_fill(~mask[:, None, None, :], -math.inf)
+    seen = mask[:, None, None, :]
+    if window is not None:
+        seen = seen & reference.within_window(max_seqlen, window, q.device)
+    attn_mask = seen
+    if bias is not None:
+        attn_mask = bias[..., :max_seqlen, :max_seqlen].to(q.dtype).masked_fill(~seen, -math.inf)
     out = F.scaled_dot_product_attention(
         q[rows].transpose(1, 2), *padded, attn_mask=attn_mask, dropout_p=p, scale=scale
     )

@@ -11,11 +11,12 @@ from bert_fast.ops.library import below_autograd, compile_errors, define
 from bert_fast.ops.rows import norm_dtype, runs_on_rows, statistics_like
 
 
-def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
     """LayerNorm over the last dimension of ``x [T, H]``; see :func:`bert_fast.reference.layer_norm`."""
-    if runs_on_rows("layer_norm", x=x, weight=weight, bias=bias):
+    given = {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
+    if runs_on_rows("layer_norm", x=x, **given):
         try:
-            return _layer_norm(x, weight, bias, eps, norm_dtype(x))[0]
+            return _layer_norm(x, weight, torch.zeros_like(weight) if bias is None else bias, eps, norm_dtype(x))[0]
         except compile_errors() as error:
             backend.give_up("layer_norm", error)
     return reference.layer_norm(x, weight, bias, eps)

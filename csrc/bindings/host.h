@@ -18,6 +18,12 @@ inline bert_fast::RowsOfHeads rows_of_heads(const Rows& x) {
     return {at<char>(std::get<0>(x)), std::get<1>(x), std::get<2>(x)};
 }
 
+using Bias = std::tuple<Address, int64_t, int64_t, int64_t>;
+
+inline bert_fast::ScoreBias score_bias(const Bias& x) {
+    return {at<const float>(std::get<0>(x)), std::get<1>(x), std::get<2>(x), std::get<3>(x)};
+}
+
 inline bert_fast::HostDType host_dtype_named(const std::string& name) {
     if (name == "float32") return bert_fast::HostDType::kFloat32;
     if (name == "bfloat16") return bert_fast::HostDType::kBFloat16;
@@ -49,18 +55,20 @@ inline void bind_host(py::module_& m) {
     m.def(
         "attention",
         [](const Rows& q, const Rows& k, const Rows& v, const Rows& out, Address cu_seqlens, int64_t batch,
-           int64_t heads, int64_t head_dim, Address key_mask, float scale, const std::string& dtype, int threads,
-           Address parallel, const std::string& instructions) {
+           int64_t heads, int64_t head_dim, Address key_mask, const Bias& bias, int64_t window, float scale,
+           const std::string& dtype, int threads, Address parallel, const std::string& instructions) {
             bert_fast::attention({rows_of_heads(q), rows_of_heads(k), rows_of_heads(v), rows_of_heads(out),
                                   at<const int32_t>(cu_seqlens), batch, heads, head_dim, at<const uint8_t>(key_mask),
-                                  scale, host_dtype_named(dtype)},
+                                  score_bias(bias), window, scale, host_dtype_named(dtype)},
                                  threads, reinterpret_cast<bert_fast::ParallelFunction>(parallel), instructions);
         },
         py::arg("q"), py::arg("k"), py::arg("v"), py::arg("out"), py::arg("cu_seqlens"), py::arg("batch"),
-        py::arg("heads"), py::arg("head_dim"), py::arg("key_mask"), py::arg("scale"), py::arg("dtype"),
-        py::arg("threads"), py::arg("parallel"), py::arg("instructions"), NoGil(),
-        "softmax(scale q k^T) v within each sequence; q, k, v, out [T, N, D] as (address, bytes from row to row, from "
-        "head to head); parallel: the address of GOMP_parallel, 0 with one thread");
+        py::arg("heads"), py::arg("head_dim"), py::arg("key_mask"), py::arg("bias"), py::arg("window"),
+        py::arg("scale"), py::arg("dtype"), py::arg("threads"), py::arg("parallel"), py::arg("instructions"), NoGil(),
+        "softmax(scale q k^T + bias) v within each sequence; q, k, v, out [T, N, D] as (address, bytes from row to row, "
+        "from head to head); bias float32 [B or 1, N or 1, S, S] as (address or 0, elements from sequence to sequence, "
+        "from head to head, from query to query); window: how far a seen key may lie, or -1; parallel: the address of "
+        "GOMP_parallel, 0 with one thread");
 }
 
 }  // namespace bert_fast::bindings

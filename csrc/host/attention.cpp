@@ -15,6 +15,9 @@ namespace {
 constexpr float kLog2E = 1.4426950408889634f;
 // Queries of an item where there are too few heads and sequences to keep every thread busy.
 constexpr int64_t kSplitRows = 64;
+// Under a window an item holds so many queries and only the keys that they see. Fixed, because where its keys begin
+// decides which of a row's weights are summed together.
+constexpr int64_t kWindowRows = 128;
 
 struct Build {
     std::string name;
@@ -51,6 +54,7 @@ void check(const AttentionCall& call, int threads, ParallelFunction parallel) {
     require_at_least("batch", call.batch, 0);
     require_at_least("heads", call.heads, 1);
     require_at_least("head_dim", call.head_dim, 1);
+    require_at_least("window", call.window, -1);
     require_at_least("threads", threads, 1);
     require_pointer("parallel", reinterpret_cast<const void*>(parallel), threads > 1);
     require_pointer("cu_seqlens", call.cu_seqlens, true);
@@ -89,9 +93,15 @@ struct Job {
         const int64_t within = index - (found == ends.begin() ? 0 : *(found - 1));
         const int64_t start = call.cu_seqlens[sequence], length = call.cu_seqlens[sequence + 1] - start;
         const int64_t head = within % call.heads, first = within / call.heads * split;
-        attend({at(call.q, start, head), at(call.k, start, head), at(call.v, start, head), at(call.out, start, head),
-                call.key_mask == nullptr ? nullptr : call.key_mask + start, length, first,
-                std::min(first + split, length), call.head_dim, call.scale * kLog2E},
+        const int64_t last = std::min(first + split, length);
+        const bool local = call.window >= 0;
+        const int64_t key = local ? std::max<int64_t>(0, first - call.window) : 0;
+        const int64_t end = local ? std::min(length, last + call.window) : length;
+        const ScoreBias& bias = call.bias;
+        attend({at(call.q, start, head), at(call.k, start + key, head), at(call.v, start + key, head),
+                at(call.out, start, head), call.key_mask == nullptr ? nullptr : call.key_mask + start + key,
+                bias.data == nullptr ? nullptr : bias.data + sequence * bias.sequence + head * bias.head + key,
+                bias.query, key, end - key, first, last, call.head_dim, call.window, call.scale * kLog2E},
                memory);
     }
 
@@ -125,13 +135,15 @@ void attention(const AttentionCall& call, int threads, ParallelFunction parallel
 
     const int64_t longest = length(sequences.front());
     const bool plenty = static_cast<int64_t>(sequences.size()) * call.heads >= 4 * threads;
-    const int64_t split = plenty || threads == 1 ? longest : kSplitRows;
+    const bool local = call.window >= 0 && call.window < longest;
+    const int64_t split = local ? kWindowRows : plenty || threads == 1 ? longest : kSplitRows;
+    const int64_t keys = local ? std::min(longest, kWindowRows + 2 * call.window) : longest;
     std::vector<int64_t> ends;
     int64_t items = 0;
     for (const int64_t b : sequences) ends.push_back(items += (length(b) + split - 1) / split * call.heads);
 
     threads = static_cast<int>(std::min<int64_t>(threads, items));
-    const int64_t floats = (kernel.scratch_floats(longest, call.head_dim) + 15) / 16 * 16;  // whole cache lines
+    const int64_t floats = (kernel.scratch_floats(keys, call.head_dim) + 15) / 16 * 16;  // whole cache lines
     const std::unique_ptr<float, Free> scratch(
         static_cast<float*>(std::aligned_alloc(64, static_cast<size_t>(floats) * threads * sizeof(float))));
     if (scratch == nullptr) throw std::bad_alloc();

@@ -24,13 +24,23 @@ struct RowsOfHeads {
 
 enum class HostDType { kFloat32, kBFloat16 };
 
-// Softmax(scale * q k^T) v within each sequence. cu_seqlens int32 [B + 1]; key_mask bytes [T], 0: no query sees that
-// key, or null. A query that sees no key gives 0. Any scores are kept in float32, whatever the dtype.
+// What is added to the scores, [B or 1, N or 1, S, S], or null: the steps, in elements, from sequence to sequence (0 where
+// all have the same), from head to head and from query to query. The elements of one query are adjacent; -inf hides.
+struct ScoreBias {
+    const float* data;
+    int64_t sequence, head, query;
+};
+
+// Softmax(scale * q k^T + bias) v within each sequence. cu_seqlens int32 [B + 1]; key_mask bytes [T], 0: no query sees
+// that key, or null; window: how far a key may lie from a query that sees it, or -1. A query that sees no key gives 0.
+// Any scores are kept in float32, whatever the dtype.
 struct AttentionCall {
     RowsOfHeads q, k, v, out;
     const int32_t* cu_seqlens;
     int64_t batch, heads, head_dim;
     const uint8_t* key_mask;
+    ScoreBias bias;
+    int64_t window;
     float scale;
     HostDType dtype;
 };
@@ -45,11 +55,13 @@ using ParallelFunction = void (*)(void (*body)(void*), void* data, unsigned thre
 // `instructions`: "" for the best there are. A result depends neither on threads nor on the other sequences.
 void attention(const AttentionCall& call, int threads, ParallelFunction parallel, const std::string& instructions);
 
-// One head of one sequence, and of its queries those from `first` up to `last`. Everything points to its row 0.
+// One head of one sequence: the queries from `first` up to `last`, and `length` keys from the sequence's `first_key` on.
+// q and out point to its row 0; k, v, visible and the rows of bias, `bias_row` elements apart, begin with the first key.
 struct AttentionItem {
     RowsOfHeads q, k, v, out;
     const uint8_t* visible;
-    int64_t length, first, last, head_dim;
+    const float* bias;
+    int64_t bias_row, first_key, length, first, last, head_dim, window;
     float scale_log2;
 };
 

@@ -84,29 +84,42 @@ void score_panel(const float* queries, const float* panel, int64_t steps, float 
     }
 }
 
-// Turns a row of `keys` scores (whole vectors, in log2 units) into the weights 2^(score - largest), in place and as they
-// are multiplied. Scores from `length` on and those of hidden keys are ignored, and get no weight. Returns the weights'
-// sum, 0 if nothing is seen.
+// Which of an item's keys a tile deals with, in whole vectors, and which of those one of its rows may see.
+struct Keys {
+    int64_t begin, end, from, to;
+};
+
+// Turns a row of scores (in log2 units), from keys.begin to keys.end, into the weights 2^(score - largest), in place and as
+// they are multiplied. Scores of keys out of sight are ignored, and get no weight. Returns the weights' sum, 0 if nothing
+// is seen.
 template <typename T>
-inline float weigh(float* scores, int64_t length, int64_t keys, const uint8_t* visible) {
-    for (int64_t j = length; j < keys; ++j) scores[j] = -__builtin_inff();
-    if (visible != nullptr) {
-        for (int64_t j = 0; j < length; ++j) scores[j] = visible[j] != 0 ? scores[j] : -__builtin_inff();
+inline float weigh(float* scores, const Keys& keys, int64_t length, const float* bias, const uint8_t* visible) {
+    const float hidden = -__builtin_inff();
+    if (bias != nullptr) {
+        for (int64_t j = keys.begin; j < keys.end; j += kWidth) {
+            const Vec added = bits_of<Vec>(bias + j, length - j);
+            store(scores + j, added == hidden ? added : load(scores + j) + added * 1.4426950408889634f);
+        }
     }
-    Vec most = load(scores);
-    for (int64_t j = kWidth; j < keys; j += kWidth) {
+    for (int64_t j = keys.begin; j < keys.from; ++j) scores[j] = hidden;
+    for (int64_t j = keys.to; j < keys.end; ++j) scores[j] = hidden;
+    if (visible != nullptr) {
+        for (int64_t j = keys.from; j < keys.to; ++j) scores[j] = visible[j] != 0 ? scores[j] : hidden;
+    }
+    Vec most = load(scores + keys.begin);
+    for (int64_t j = keys.begin + kWidth; j < keys.end; j += kWidth) {
         const Vec x = load(scores + j);
         most = x > most ? x : most;
     }
     const float top = largest(most);
-    if (top == -__builtin_inff()) {  // nothing is seen, or only what is no number, which the comparisons pass over
-        for (int64_t j = 0; j < length; ++j) {
+    if (top == hidden) {  // nothing is seen, or only what is no number, which the comparisons pass over
+        for (int64_t j = keys.from; j < keys.to; ++j) {
             if (scores[j] != scores[j]) return scores[j];
         }
         return 0;
     }
     Vec sums = {};
-    for (int64_t j = 0; j < keys; j += kWidth) {
+    for (int64_t j = keys.begin; j < keys.end; j += kWidth) {
         const Vec weights = exp2_of(load(scores + j) - top);
         Units<T>::store_weights(scores, j, weights);
         sums += weights;
@@ -114,14 +127,14 @@ inline float weigh(float* scores, int64_t length, int64_t keys, const uint8_t* v
     return sum_of(sums);
 }
 
-// Columns d .. d + kVecs * kWidth of weights [kTile][stride] times values [steps][width], times `inverse`, one number a
-// row. The last columns may lie beyond the head's.
+// Columns d .. d + kVecs * kWidth of weights [kTile][stride] times values [units of S][width], those of the keys from
+// `begin` up to `end`, times `inverse`, one number a row. The last columns may lie beyond the head's.
 template <typename T, int kTile, int kVecs>
-void mix_values(const float* weights, int64_t stride, const float* values, int64_t width, const float* inverse, int64_t d,
-                const AttentionItem& item, int64_t first) {
+void mix_values(const float* weights, int64_t stride, const float* values, int64_t width, int64_t begin, int64_t end,
+                const float* inverse, int64_t d, const AttentionItem& item, int64_t first) {
     Vec mixed[kTile][kVecs] = {};
-    const int64_t steps = units_of<T>(item.length);
-    for (int64_t j = 0; j < steps; ++j) {
+    const int64_t last = units_of<T>(end);
+    for (int64_t j = begin / Units<T>::kElements; j < last; ++j) {
         Vec columns[kVecs];
         for (int i = 0; i < kVecs; ++i) columns[i] = load(values + j * width + d + i * kWidth);
         for (int r = 0; r < kTile; ++r) {
@@ -166,8 +179,9 @@ void pack_keys(const AttentionItem& item, const Scratch& scratch) {
         const int64_t step = scratch.keys - panel < kPanel ? kWidth : kPanel;
         float* target = scratch.panels + panel * units + (key - panel);
         for (int64_t i = key; i < item.length && i < key + kWidth; ++i) {
+            const int64_t query = item.first_key + i;
             call_for<T>(item.v, i, item.head_dim);
-            if (item.first <= i && i < item.last) call_for<T>(item.q, i, item.head_dim);
+            if (item.first <= query && query < item.last) call_for<T>(item.q, query, item.head_dim);
         }
         for (int64_t d = 0; d < units; d += kWidth) {
             const int64_t element = d * Units<T>::kElements;
@@ -200,6 +214,24 @@ void pack_values(const AttentionItem& item, const Scratch& scratch) {
     }
 }
 
+// All keys that any query of rows first .. first + rows - 1 sees, in whole panels.
+inline Keys keys_of_tile(const AttentionItem& item, int64_t keys, int64_t first, int64_t rows) {
+    if (item.window < 0) return {0, keys, 0, item.length};
+    const int64_t lowest = first - item.window - item.first_key;
+    const int64_t highest = first + rows + item.window - item.first_key;
+    const int64_t begin = lowest < 0 ? 0 : lowest / kPanel * kPanel;
+    const int64_t end = (highest + kPanel - 1) / kPanel * kPanel;
+    return {begin, end < keys ? end : keys, 0, 0};
+}
+
+inline Keys keys_of_row(Keys keys, const AttentionItem& item, int64_t row) {
+    if (item.window < 0) return keys;
+    const int64_t from = row - item.window - item.first_key, to = row + item.window + 1 - item.first_key;
+    keys.from = from < 0 ? 0 : from;
+    keys.to = to < item.length ? to : item.length;
+    return keys;
+}
+
 template <typename T, int kTile>
 void attend_tile(const AttentionItem& item, const Scratch& scratch, int64_t first) {
     const int64_t head_dim = item.head_dim, keys = scratch.keys, width = scratch.width, units = units_of<T>(head_dim);
@@ -210,30 +242,33 @@ void attend_tile(const AttentionItem& item, const Scratch& scratch, int64_t firs
             store_some(scratch.queries + r * units + d, x, units - d);
         }
     }
-    const float* panel = scratch.panels;
-    int64_t key = 0;
-    for (; key + kPanel <= keys; key += kPanel, panel += kPanel * units) {
+    const Keys all = keys_of_tile(item, keys, first, kTile);
+    const float* panel = scratch.panels + all.begin * units;
+    int64_t key = all.begin;
+    for (; key + kPanel <= all.end; key += kPanel, panel += kPanel * units) {
         score_panel<T, kTile, 2>(scratch.queries, panel, units, item.scale_log2, scratch.scores + key, keys);
     }
-    if (key < keys) {
+    if (key < all.end) {
         score_panel<T, kTile, 1>(scratch.queries, panel, units, item.scale_log2, scratch.scores + key, keys);
     }
     float inverse[kTile];
     for (int r = 0; r < kTile; ++r) {
         float* row = scratch.scores + r * keys;
-        const float sum = weigh<T>(row, item.length, keys, item.visible);
+        const float* bias = item.bias == nullptr ? nullptr : item.bias + (first + r) * item.bias_row;
+        const float sum = weigh<T>(row, keys_of_row(all, item, first + r), item.length, bias, item.visible);
         inverse[r] = 1 / sum;
         if (sum == 0) {  // nothing is seen
-            for (int64_t j = 0; j < keys; ++j) row[j] = 0;
+            for (int64_t j = all.begin / Units<T>::kElements; j < all.end; ++j) row[j] = 0;
             inverse[r] = 0;
         }
     }
+    const int64_t end = all.end < item.length ? all.end : item.length;
     int64_t d = 0;
     for (; d + kPanel <= width; d += kPanel) {
-        mix_values<T, kTile, 2>(scratch.scores, keys, scratch.values, width, inverse, d, item, first);
+        mix_values<T, kTile, 2>(scratch.scores, keys, scratch.values, width, all.begin, end, inverse, d, item, first);
     }
     if (d < width) {
-        mix_values<T, kTile, 1>(scratch.scores, keys, scratch.values, width, inverse, d, item, first);
+        mix_values<T, kTile, 1>(scratch.scores, keys, scratch.values, width, all.begin, end, inverse, d, item, first);
     }
 }
 

@@ -1,5 +1,6 @@
 // Random and extreme inputs through the host code and the shared templates. Every buffer is exactly as large as
 // promised to the code, so that the sanitizers this is built with see any access beside it.
+#include <algorithm>
 #include <cstdio>
 #include <memory>
 #include <random>
@@ -37,7 +38,12 @@ void attend(const char* instructions) {
     const int64_t batch = below(5), heads = 1 + below(3), head_dim = 1 + below(70), size = below(2) == 0 ? 4 : 2;
     const std::unique_ptr<int32_t[]> starts(new int32_t[batch + 1]);
     starts[0] = 0;
-    for (int64_t b = 0; b < batch; ++b) starts[b + 1] = starts[b] + static_cast<int32_t>(below(60));
+    int64_t longest = 0;
+    for (int64_t b = 0; b < batch; ++b) {
+        const int64_t length = below(8) == 0 ? below(300) : below(60);
+        starts[b + 1] = starts[b] + static_cast<int32_t>(length);
+        longest = std::max(longest, length);
+    }
     const int64_t tokens = starts[batch], row = heads * head_dim * size;
     std::unique_ptr<char[]> memory[4];
     RowsOfHeads rows[4];
@@ -48,8 +54,13 @@ void attend(const char* instructions) {
     }
     const std::unique_ptr<uint8_t[]> mask(new uint8_t[tokens]);
     for (int64_t i = 0; i < tokens; ++i) mask[i] = static_cast<uint8_t>(below(2));
+    const bool own = below(2) == 0, shared = below(2) == 0;  // a bias of its own for each sequence; one for all heads
+    const std::unique_ptr<float[]> bias(new float[(own ? batch : 1) * (shared ? 1 : heads) * longest * longest]());
+    const int64_t head = longest * longest;
+    const ScoreBias added{below(2) == 0 ? bias.get() : nullptr, own ? head * (shared ? 1 : heads) : 0, shared ? 0 : head,
+                          longest};
     attention({rows[0], rows[1], rows[2], rows[3], starts.get(), batch, heads, head_dim, below(2) == 0 ? mask.get() : nullptr,
-               0.1f, size == 4 ? HostDType::kFloat32 : HostDType::kBFloat16},
+               added, below(2) == 0 ? -1 : below(90), 0.1f, size == 4 ? HostDType::kFloat32 : HostDType::kBFloat16},
               1, nullptr, instructions);
 }
 

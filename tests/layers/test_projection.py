@@ -32,7 +32,7 @@ def test_linears_take_the_autocast_dtype(cpu_linear, dtype, grad, linear):
             projection.project(linear, x),
             projection.project(linear, x, "gelu"),
         ]
-        assert projection.project_joined(linear, (linear, linear), x) is None
+        assert projection.project_joined((linear, linear), x) is None
         assert projection.project_and_add(linear, x, torch.randn(ROWS, 90)) is None
     assert {y.dtype for y in outputs} == {dtype}
 
@@ -41,15 +41,16 @@ def test_linears_take_the_autocast_dtype(cpu_linear, dtype, grad, linear):
 def test_what_is_derived_under_each_setting(cpu_linear, linear):
     with torch.no_grad():
         projection.project(linear, rows())
-        projection.project_joined(linear, (linear, linear), rows())
+        projection.project_joined((linear, linear), rows())
     keys = set(derived._entries.get(linear, {}))
-    assert keys == ({("packed", torch.float32)} if cpu_linear == "onednn" else {"joined"})
+    packed = {("packed", 1, torch.float32), ("packed", 2, torch.float32)}
+    assert keys == (packed if cpu_linear == "onednn" else {"joined"})
 
 
 @pytest.mark.parametrize("cpu_linear", ["onednn"], indirect=True)
 def test_nothing_is_derived_with_gradients(cpu_linear, linear):
     projection.project(linear, rows())
-    projection.project_joined(linear, (linear, linear), rows())
+    projection.project_joined((linear, linear), rows())
     assert linear not in derived._entries
 
 
@@ -77,10 +78,10 @@ def test_joined_layers_are_of_one_width_and_one_kind(cpu_linear):
     x = rows()
     with torch.no_grad():
         for group in (layers, [bare, bare]):
-            got = projection.project_joined(group[0], tuple(group), x)
+            got = projection.project_joined(tuple(group), x)
             assert torch.allclose(got, torch.stack([layer(x) for layer in group], 1), rtol=0, atol=1e-5)
         for odd in (bare, nn.Linear(48, 16), nn.Linear(48, 90).double()):
-            assert projection.project_joined(layers[0], (layers[0], odd), x) is None
+            assert projection.project_joined((layers[0], odd), x) is None
 
 
 @pytest.mark.parametrize("cpu_linear", ["onednn"], indirect=True)

@@ -35,7 +35,7 @@ def compiled(q, k, v, cu_seqlens, longest, **options):
     bias, key_mask = options.get("bias"), options.get("key_mask")
     scale = options.get("scale") or 1 / math.sqrt(q.shape[-1])
     run = torch.compile(torch_attention, backend="eager", fullgraph=True)
-    return run(q, k, v, cu_seqlens, longest, scale, bias, key_mask, 0.0, None)
+    return run(q, k, v, cu_seqlens, longest, scale, bias, key_mask, options.get("window"), 0.0, None)
 
 
 PATHS = {
@@ -90,6 +90,31 @@ def test_an_additive_bias_and_its_gradient(shape, masked):
         results.append([out, *torch.autograd.grad(out.square().sum(), leaves)])
     for got, want in zip(*results, strict=True):
         assert torch.allclose(got, want, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("biased", [False, True], ids=["no_bias", "bias"])
+@pytest.mark.parametrize("masked", [False, True], ids=["all_keys", "masked_keys"])
+@pytest.mark.parametrize("window", [0, 1, 4, 19, 50])
+@pytest.mark.parametrize("path", PATHS)
+def test_a_window_and_its_gradients(path, window, masked, biased):
+    lengths = [5, 20, 1, 0, 19, 20]
+    q, k, v, cu_seqlens = (t.double() if t.is_floating_point() else t for t in inputs(lengths))
+    place = torch.arange(20)
+    hidden = torch.zeros(1, 1, 20, 20).double().masked_fill((place[:, None] - place).abs() > window, -math.inf)
+    bias = torch.randn(1, HEADS, 20, 20, dtype=torch.float64) if biased else None
+    key_mask = torch.rand(q.shape[0]) < 0.7 if masked else None
+    results = []
+    for run, options in (
+        (PATHS[path], {"bias": bias, "window": window}),
+        (reference.attention, {"bias": bias, "window": window}),
+        (reference.attention, {"bias": hidden if bias is None else bias + hidden}),
+    ):
+        leaves = [t.clone().requires_grad_() for t in (q, k, v)]
+        out = run(*leaves, cu_seqlens, 20, key_mask=key_mask, **options)
+        results.append([out, *torch.autograd.grad(out.square().sum(), leaves)])
+    for got, reference_result, want in zip(*results, strict=True):
+        assert torch.allclose(got, want, rtol=1e-8, atol=1e-10)
+        assert torch.allclose(reference_result, want, rtol=1e-8, atol=1e-10)
 
 
 @settings(max_examples=40, deadline=None)

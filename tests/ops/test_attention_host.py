@@ -43,15 +43,16 @@ def inputs(lengths, head_dim=32, dtype=torch.float32, heads=3, seed=0, scale=1.0
     return *qkv.to(dtype).unbind(1), bounds
 
 
-def results(q, k, v, cu_seqlens, instructions="", key_mask=None, scale=None):
+def results(q, k, v, cu_seqlens, instructions="", key_mask=None, scale=None, bias=None, window=None):
     """What the extension, PyTorch's ops and float64 give."""
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     longest = int(cu_seqlens.diff().max())
-    options = {"scale": scale, "key_mask": key_mask}
+    options = {"scale": scale, "key_mask": key_mask, "bias": bias, "window": window}
     truth = reference.attention(*(x.double() for x in (q, k, v)), cu_seqlens, longest, **options)
     with backend.use_backend("reference"):
         eager = ops.attention(q, k, v, cu_seqlens, longest, **options)
-    return host_attention(q, k, v, cu_seqlens, scale, key_mask, instructions), eager, truth
+    got = host_attention(q, k, v, cu_seqlens, scale, key_mask, instructions, bias=bias, window=window)
+    return got, eager, truth
 
 
 @pytest.mark.parametrize("masked", [False, True], ids=["all_keys", "masked_keys"])
@@ -74,13 +75,65 @@ def test_it_holds_the_contract(dtype, head_dim, masked, instructions):
     head_dim=st.integers(1, 70),
     seed=st.integers(0, 2**32),
     masked=st.booleans(),
+    window=st.none() | st.integers(0, 100),
+    shape=st.none() | st.tuples(st.booleans(), st.booleans()),
 )
 @settings(max_examples=60, deadline=None)
-def test_any_batch_holds_the_contract(lengths, head_dim, seed, masked):
+def test_any_batch_holds_the_contract(lengths, head_dim, seed, masked, window, shape):
     *qkv, cu_seqlens = inputs(lengths, head_dim, seed=seed)
-    key_mask = torch.rand(sum(lengths), generator=torch.Generator().manual_seed(seed)) < 0.5 if masked else None
+    generator = torch.Generator().manual_seed(seed)
+    key_mask = torch.rand(sum(lengths), generator=generator) < 0.5 if masked else None
+    bias = None
+    if shape is not None:
+        bias = torch.randn(len(lengths) if shape[0] else 1, 3 if shape[1] else 1, 91, 93, generator=generator) * 3
+    options = {"key_mask": key_mask, "window": window, "bias": bias}
     for instructions in ("avx2", ""):
-        assert_close_to_truth(*results(*qkv, cu_seqlens, instructions, key_mask), torch.float32, k=head_dim)
+        assert_close_to_truth(*results(*qkv, cu_seqlens, instructions, **options), torch.float32, k=head_dim)
+
+
+@pytest.mark.parametrize("biased", [False, True], ids=["no_bias", "bias"])
+@pytest.mark.parametrize("window", [0, 1, 31, 64, 127, 128, 1000])
+def test_a_window_over_long_sequences(window, biased, instructions, threads):
+    """Queries come in groups that hold only the keys they see: the same bits for any threads and company."""
+    *qkv, cu_seqlens = inputs([517, 40, 128, 129, 0, 300], 24, heads=2)
+    bias = torch.randn(1, 2, 520, 520, generator=torch.Generator().manual_seed(1)) if biased else None
+    key_mask = torch.rand(len(qkv[0]), generator=torch.Generator().manual_seed(2)) < 0.7
+    threads(1)
+    got, eager, truth = results(*qkv, cu_seqlens, instructions, key_mask, bias=bias, window=window)
+    assert_close_to_truth(got, eager, truth, torch.float32, k=24)
+    threads(3)
+    options = {"bias": bias, "window": window}
+    assert torch.equal(host_attention(*qkv, cu_seqlens, 24**-0.5, key_mask, instructions, **options), got)
+    alone = host_attention(*(x[:517] for x in qkv), cu_seqlens[:2], 24**-0.5, key_mask[:517], instructions, **options)
+    assert torch.equal(alone, got[:517])
+
+
+@pytest.mark.parametrize("kind", ["hides", "expanded", "strided", "bfloat16", "double"])
+def test_a_bias_of_any_strides_and_dtype(kind, instructions):
+    q, k, v, cu_seqlens = inputs([20, 33], 16)
+    bias = torch.randn(2, 3, 40, 40, generator=torch.Generator().manual_seed(1))
+    if kind == "hides":
+        bias[..., 5] = bias[:, :, 7] = -float("inf")
+    elif kind == "expanded":
+        bias = bias[:1, :, :, :].expand(2, -1, -1, -1)[:, :1].expand(-1, 3, -1, -1)
+    elif kind == "strided":
+        bias = bias.mT
+    elif kind in ("bfloat16", "double"):
+        bias = bias.to(getattr(torch, kind))
+    plain = bias.float().clone()  # contiguous: what the eager path takes
+    got = host_attention(q, k, v, cu_seqlens, 0.25, None, instructions, bias=bias)
+    assert torch.equal(got, host_attention(q, k, v, cu_seqlens, 0.25, None, instructions, bias=plain))
+    _, eager, truth = results(q, k, v, cu_seqlens, instructions, bias=plain)
+    assert_close_to_truth(got, eager, truth, torch.float32, k=16)
+    if kind == "hides":
+        assert not got[[7, 27]].any()
+
+
+def test_a_bias_smaller_than_a_sequence_is_an_error():
+    q, k, v, cu_seqlens = inputs([20, 33], 16)
+    for shape in ((1, 1, 33, 32), (1, 1, 32, 33)):
+        with pytest.raises(ValueError, match="at least 33"):
+            host_attention(q, k, v, cu_seqlens, 0.25, None, bias=torch.zeros(shape))
 
 
 @pytest.mark.parametrize("scale", [30.0, 300.0], ids=["saturated", "one_hot"])
