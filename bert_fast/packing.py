@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from bert_fast import backend, extension, ops
+from bert_fast import backend, extension, ops, reference
 
 
 @dataclass(frozen=True)
@@ -264,6 +264,34 @@ class Layout:
             cos, sin = (torch.nn.functional.pad(x[here], (0, 0, 0, surplus)) for x in self.rotary)
             turned = cos, sin
         return replace(part, bias=bias, window=self.window, rotary=turned)
+
+    def by_distance(self, scores: Callable[[Tensor], Tensor]) -> Tensor:
+        """Additive scores ``[B or 1, N, S, S]`` of what depends on how far a key lies from a query, and on that alone.
+
+        Args:
+            scores: of int64 distances of any shape, the key's place less the query's: ``[...]`` -> ``[..., N]``.
+        """
+        length, device, places = self.max_seqlen, self.cu_seqlens.device, self.places()
+        if places is not None:
+            rows, _ = reference.padded_rows(self.cu_seqlens, length, places.shape[0])
+            place = places[rows]
+            return scores(place[:, None, :] - place[:, :, None]).permute(0, 3, 1, 2)
+        place = torch.arange(length, device=device)
+        table = scores(torch.arange(1 - length, length, device=device))
+        index = place[None, :] - place[:, None] + (length - 1)
+        return torch.nn.functional.embedding(index, table).permute(2, 0, 1).unsqueeze(0).contiguous()
+
+    def with_window(self, window: int) -> "Layout":
+        """The same layout, of which a query sees only keys up to ``window`` places away in its padded sequence."""
+        if self.places() is None:
+            return replace(self, window=window)
+
+        def near(distance: Tensor) -> Tensor:
+            zeros = torch.zeros(distance.shape, device=distance.device)
+            return zeros.masked_fill(distance.abs() > window, -torch.inf).unsqueeze(-1)
+
+        bias = self.by_distance(near)
+        return replace(self, bias=bias if self.bias is None else self.bias + bias)
 
     def with_seed(self, dropout: bool) -> "Layout":
         """The same layout with a seed for this forward pass, if there is dropout and kernels draw it."""

@@ -208,7 +208,7 @@ def within_window(seqlen: int, window: int, device: torch.device) -> Tensor:
 
 
 def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary positions (Su et al., 2021), the halves of a head's elements as pairs: see :func:`bert_fast.ops.rotary`."""
+    """Rotary positions (Su et al., 2021), a head's two halves as pairs: see :func:`bert_fast.ops.rotary`."""
     dtype = torch.promote_types(x.dtype, torch.float32)
     first, second = x.to(dtype).chunk(2, -1)
     lead = (x.shape[0], *[1] * (x.dim() - 2), -1)

@@ -1,6 +1,7 @@
 """Adapter: what this package must know of one architecture of `transformers`, so that one encoder can run them all."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar
 
@@ -116,7 +117,7 @@ class Adapter(ABC):
         """What comes after the last layer, over packed rows: a final norm."""
         return rows
 
-    def pooler(self, module: Any) -> nn.Module | None:
+    def pooler(self, module: Any) -> Callable[[Tensor], Tensor] | None:
         """Their pooler, called with ``last_hidden_state [B, S, H]`` of which it reads the first place; or None."""
         return getattr(module, "pooler", None)
 

@@ -3,9 +3,13 @@
 from typing import Any
 
 from bert_fast.integrations.adapter import Adapter, encoder_class
+from bert_fast.integrations.albert import AlbertAdapter
 from bert_fast.integrations.bert import BertAdapter
 from bert_fast.integrations.distilbert import DistilBertAdapter
 from bert_fast.integrations.electra import ElectraAdapter
+from bert_fast.integrations.gte import RotaryAdapter
+from bert_fast.integrations.modernbert import ModernBertAdapter
+from bert_fast.integrations.mpnet import MPNetAdapter
 from bert_fast.integrations.roberta import RobertaAdapter
 
 ADAPTERS: tuple[Adapter, ...] = (
@@ -13,6 +17,10 @@ ADAPTERS: tuple[Adapter, ...] = (
     RobertaAdapter(),
     ElectraAdapter(),
     DistilBertAdapter(),
+    MPNetAdapter(),
+    AlbertAdapter(),
+    RotaryAdapter(),
+    ModernBertAdapter(),
 )
 
 _HOME = "transformers.models."

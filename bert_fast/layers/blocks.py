@@ -23,7 +23,11 @@ def attend(attention: nn.Module, output: nn.Module, x: Tensor, layout: Layout) -
     p, closing = attention.dropout.p if attention.training else 0.0, _closing(output)
     if layout.seed is None and (p > 0 or closing.p > 0):
         return None
-    if layout.window is not None or layout.rotary is not None or (layout.bias is not None and layout.bias.requires_grad):
+    if (
+        layout.window is not None
+        or layout.rotary is not None
+        or (layout.bias is not None and layout.bias.requires_grad)
+    ):
         return None
     by_head = x.detach().unflatten(-1, (attention.num_attention_heads, attention.attention_head_size))
     if not (kernel_runs(by_head, by_head, by_head, layout.bias) and _closes(output, x)):

@@ -10,7 +10,10 @@ _DROPOUT_SITE = -1  # no layer's: theirs count up from 0
 
 
 class BertEmbeddings(nn.Module):
-    """The embedding layer (Devlin et al., 2019; Hugging Face's ``BertEmbeddings``) over packed rows."""
+    """The embedding layer (Devlin et al., 2019; Hugging Face's ``BertEmbeddings``) over packed rows.
+
+    In other architectures' hands ``position_embeddings`` or ``token_type_embeddings`` may be None.
+    """
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
@@ -34,9 +37,9 @@ class BertEmbeddings(nn.Module):
         ``seed``: of the kernels' dropout, one per forward.
         """
         norm, dropout = self.LayerNorm, self.dropout
-        tables = (self.word_embeddings, self.position_embeddings, self.token_type_embeddings)
-        fusible = derived.plain_norm(norm) and all(map(_plain_table, tables))
-        fusible = fusible and self.position_embeddings.padding_idx is self.token_type_embeddings.padding_idx is None
+        positions, types = self.position_embeddings, self.token_type_embeddings
+        fusible = derived.plain_norm(norm) and all(map(_plain_table, (self.word_embeddings, positions, types)))
+        fusible = fusible and positions.padding_idx is types.padding_idx is None
         if inputs_embeds is None and input_ids is not None and fusible:
             drops = derived.plain(dropout, nn.Dropout)
             y = ops.embedding_layer_norm(
@@ -44,8 +47,8 @@ class BertEmbeddings(nn.Module):
                 token_type_ids,
                 position_ids,
                 self.word_embeddings.weight,
-                self.position_embeddings.weight,
-                self.token_type_embeddings.weight,
+                positions.weight,
+                types.weight,
                 norm.weight,
                 norm.bias,
                 norm.eps,
@@ -57,16 +60,19 @@ class BertEmbeddings(nn.Module):
             if drops:
                 return y
         else:
-            words = self.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
-            if token_type_ids is None:
-                token_type_ids = torch.zeros_like(position_ids)
-            types = self.token_type_embeddings(token_type_ids)
-            y = norm(words + types + self.position_embeddings(position_ids))
+            y = self.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
+            if types is not None:
+                y = y + types(torch.zeros_like(position_ids) if token_type_ids is None else token_type_ids)
+            if positions is not None:
+                y = y + positions(position_ids)
+            y = norm(y)
         return dropout(y)
 
 
-def _plain_table(module: nn.Module) -> bool:
+def _plain_table(module: nn.Module | None) -> bool:
     """Whether calling ``module`` is no more than reading rows of its weight."""
-    return derived.plain(module, nn.Embedding) and not (
-        module.max_norm is not None or module.sparse or module.scale_grad_by_freq
+    return (
+        module is not None
+        and derived.plain(module, nn.Embedding)
+        and not (module.max_norm is not None or module.sparse or module.scale_grad_by_freq)
     )

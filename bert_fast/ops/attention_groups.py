@@ -146,7 +146,7 @@ class AttentionGroups:
 
 
 def _scores(seen: Tensor | None, q: Tensor, bias: Tensor | None, window: int | None) -> Tensor | None:
-    """What one call adds to its scores ``[b, N, L, L]``: bool (which keys are seen) without a bias; None for nothing."""
+    """What one call adds to its scores ``[b, N, L, L]``: bool without a bias (what is seen); None for nothing."""
     length = q.shape[2]
     if window is not None and window < length - 1:
         near = within_window(length, window, q.device)[None, None]

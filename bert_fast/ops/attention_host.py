@@ -59,7 +59,7 @@ def host_attention_reason() -> str | None:
 
 
 def _fits(bias: Tensor, q: Tensor, cu_seqlens: Tensor) -> bool:
-    """Whether a bias has the shape that attention takes; S at least the longest sequence is checked with the lengths."""
+    """Whether a bias has the shape that attention takes; that S is long enough is checked with the lengths."""
     if bias.dim() != 4 or q.dim() != 3 or not bias.is_floating_point():
         return False
     sizes = ((1, cu_seqlens.shape[0] - 1), (1, q.shape[1]))
@@ -103,7 +103,9 @@ def host_attention(
     if bias is not None:
         longest = int(cu_seqlens.diff().max()) if cu_seqlens.shape[0] > 1 else 0
         if min(bias.shape[2:]) < longest:
-            raise ValueError(f"bias must be at least {longest} by {longest}, the longest sequence, not {list(bias.shape)}")
+            raise ValueError(
+                f"bias must be at least {longest} by {longest}, the longest sequence, not {list(bias.shape)}"
+            )
         added = bias.detach().float()
         added = added if added.stride(3) == 1 else added.contiguous()
         steps = [0 if size == 1 else step for size, step in zip(added.shape[:3], added.stride(), strict=False)]

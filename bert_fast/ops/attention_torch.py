@@ -77,4 +77,5 @@ def _padded(
     out = F.scaled_dot_product_attention(
         q[rows].transpose(1, 2), *padded, attn_mask=attn_mask, dropout_p=p, scale=scale
     )
-    return out.transpose(1, 2)[sequence, offset]
+    # Rows beyond the last sequence's end are allowed; what comes back there is without meaning.
+    return out.transpose(1, 2)[sequence.clamp(max=rows.shape[0] - 1), offset.clamp(max=max_seqlen - 1)]

@@ -20,5 +20,7 @@ def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """
     if x.shape[-1] % 2 or cos.shape != sin.shape or cos.shape != (x.shape[0], x.shape[-1] // 2):
         wanted = [x.shape[0], x.shape[-1] // 2]
-        raise ValueError(f"cos and sin must be {wanted} for x {list(x.shape)}, not {list(cos.shape)}, {list(sin.shape)}")
+        raise ValueError(
+            f"cos and sin must be {wanted} for x {list(x.shape)}, not {list(cos.shape)}, {list(sin.shape)}"
+        )
     return reference.rotary(x, cos, sin)

@@ -1,0 +1,69 @@
+"""ALBERT: layers that share their weights, behind embeddings of a width of their own."""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from bert_fast.integrations import shells
+from bert_fast.integrations.adapter import Call, Parts, Unsupported, own
+from bert_fast.integrations.bert import BertAdapter
+from bert_fast.layers.projection import call as call_linear
+
+
+class AlbertAdapter(BertAdapter):
+    """Post-norm layers in groups, each group's weights used again and again (Lan et al., 2020)."""
+
+    encoders = ("albert.modeling_albert.AlbertModel",)
+    called = ("pooler", "pooler_activation")
+    output_class = "BaseModelOutputWithPooling"
+
+    def build(self, module: Any) -> Parts:
+        embeddings, encoder, config = own(module, module.embeddings), own(module, module.encoder), module.config
+        theirs = []
+        for index in range(config.num_hidden_layers):
+            group = encoder.albert_layer_groups[int(index / (config.num_hidden_layers / config.num_hidden_groups))]
+            theirs += own(module, group).albert_layers
+        parts = Parts(
+            shells.embeddings(
+                embeddings.word_embeddings,
+                embeddings.position_embeddings,
+                embeddings.token_type_embeddings,
+                embeddings.LayerNorm,
+                embeddings.dropout,
+            ),
+            # A shell for each depth, though the leaves are shared: its number tells its dropout from the others'.
+            shells.encoder([self.layer(module, own(module, layer), i) for i, layer in enumerate(theirs)]),
+        )
+        parts.twins = [(parts.encoder, encoder), (parts.embeddings, embeddings)]
+        for ours, layer in zip(parts.encoder.layer, theirs, strict=True):
+            parts.twins += [(ours, layer), (ours.attention.self, layer.attention)]
+        return parts
+
+    def layer(self, module: Any, layer: Any, index: int) -> Any:
+        if layer.chunk_size_feed_forward:
+            raise Unsupported("chunk_size_feed_forward is set")
+        attention = own(module, layer.attention)
+        return shells.layer(
+            index,
+            shells.Attention(
+                attention.query,
+                attention.key,
+                attention.value,
+                attention.attention_dropout,
+                attention.num_attention_heads,
+                attention.attention_head_size,
+            ),
+            shells.Closing(attention.dense, attention.LayerNorm, attention.output_dropout),
+            layer.ffn,
+            shells.hidden_act(layer.activation),
+            shells.Closing(layer.ffn_output, layer.full_layer_layer_norm, nn.Dropout(0.0)),
+        )
+
+    def embed(self, parts: Parts, call: Call, seed: Tensor | None) -> Tensor:
+        return call_linear(call.module.encoder.embedding_hidden_mapping_in, super().embed(parts, call, seed))
+
+    def pooler(self, module: Any) -> Callable[[Tensor], Tensor] | None:
+        if module.pooler is None:
+            return None
+        return lambda last: module.pooler_activation(module.pooler(last[:, 0]))
