@@ -277,7 +277,7 @@ class Layout:
             place = places[rows]
             return scores(place[:, None, :] - place[:, :, None]).permute(0, 3, 1, 2)
         place = torch.arange(length, device=device)
-        table = scores(torch.arange(1 - length, length, device=device))
+        table = scores(torch.arange(1 - length, max(length, 1), device=device))
         index = place[None, :] - place[:, None] + (length - 1)
         return torch.nn.functional.embedding(index, table).permute(2, 0, 1).unsqueeze(0).contiguous()
 

@@ -211,8 +211,8 @@ def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotary positions (Su et al., 2021), a head's two halves as pairs: see :func:`bert_fast.ops.rotary`."""
     dtype = torch.promote_types(x.dtype, torch.float32)
     first, second = x.to(dtype).chunk(2, -1)
-    lead = (x.shape[0], *[1] * (x.dim() - 2), -1)
-    cos, sin = cos.to(dtype).view(lead), sin.to(dtype).view(lead)
+    lead = (x.shape[0], *[1] * (x.dim() - 2), cos.shape[-1])
+    cos, sin = cos.to(dtype).reshape(lead), sin.to(dtype).reshape(lead)
     return torch.cat([first * cos - second * sin, second * cos + first * sin], -1).to(x.dtype)
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from dataclasses import replace
 from unittest import mock
 
 import numpy as np
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils import _pytree as pytree
 
-from bert_fast import PackedBatch, extension, ops
+from bert_fast import PackedBatch, extension, ops, reference
 from bert_fast.packing import Layout, layout_of_dense, layout_of_mask, layout_of_packed, token_budget_batches
 
 QUICK = settings(max_examples=60, deadline=None)
@@ -336,3 +337,51 @@ def test_arrays_must_fit_their_lengths():
         PackedBatch.from_arrays(np.array([5, 6, 7]), [2])
     with pytest.raises(ValueError, match=r"token_type_ids must be \[3\], not \[1\]"):
         PackedBatch.from_arrays(np.array([5, 6, 7]), [3], np.array([0]))
+
+
+# What goes by distances
+
+
+def distances(layout):
+    """``layout.by_distance`` of the distance itself, head 0, and of its square, head 1."""
+    return layout.by_distance(lambda d: torch.stack([d, d * d], -1).float())
+
+
+@given(masks_and_keeps(), st.integers(0, 9))
+@QUICK
+def test_scores_by_distance_go_by_places_in_the_padded_sequence(pair, window):
+    mask, keep = pair
+    layout = layout_of_mask(mask, keep=keep)
+    scores, local = distances(layout), layout.with_window(window)
+    shared = layout.places() is None
+    assert (local.window, local.bias is None) == ((window, True) if shared else (None, False))
+    for row, kept in enumerate(mask | keep):
+        place = kept.nonzero().flatten()
+        away = place[None, :] - place[:, None]
+        inside = (0 if shared else row, slice(None), slice(len(place)), slice(len(place)))
+        assert torch.equal(scores[inside], torch.stack([away, away * away]).float())
+        near = reference.within_window(len(place), window, away.device) if shared else local.bias[inside][0] == 0
+        assert torch.equal(near, away.abs() <= window)
+
+
+def test_a_window_is_added_to_the_scores_there_are():
+    mask = torch.tensor([[1, 0, 1, 1], [1, 1, 1, 1]]).bool()
+    layout = layout_of_mask(mask)
+    local = replace(layout, bias=torch.ones(1, 1, 4, 4)).with_window(1)
+    assert local.bias[0, 0, :3, :3].tolist() == [[1, -torch.inf, -torch.inf], [-torch.inf, 1, 1], [-torch.inf, 1, 1]]
+
+
+def test_parts_keep_what_a_layout_has_of_its_own():
+    cu_seqlens = torch.tensor([0, 3, 7, 7, 12], dtype=torch.int32)
+    turned = (torch.arange(24.0).view(12, 2), -torch.arange(24.0).view(12, 2))
+    own, shared = torch.randn(4, 1, 5, 5), torch.randn(1, 2, 5, 5)
+    layout = Layout(cu_seqlens, 5, bias=own, rotary=turned)
+    layout = replace(layout, local=Layout(cu_seqlens, 5, bias=shared, window=2))
+    seen = list(layout.parts(4, lambda n: n + 1))
+    assert [(rows.start, rows.stop) for rows, _, _ in seen] == [(0, 3), (3, 7), (7, 12)]
+    for (rows, surplus, part), sequences in zip(seen, (slice(0, 1), slice(1, 3), slice(3, 4)), strict=True):
+        assert surplus == 1 and torch.equal(part.bias, own[sequences]) or rows.start == 3
+        assert part.window is None and part.local.window == 2 and part.local.bias is shared
+        assert part.local.rotary is None and part.local.local is None
+        for got, whole in zip(part.rotary, turned, strict=True):
+            assert torch.equal(got[:-1], whole[rows]) and not got[-1].any()

@@ -160,6 +160,11 @@ def _joined_attention_inputs() -> dict[str, Tensor]:
     return {"qkv": _randn(sum(LENGTHS), 3, HEADS, HEAD_DIM), "cu_seqlens": _cu_seqlens()}
 
 
+def _rotary_inputs() -> dict[str, Tensor]:
+    angles = 10 * _randn(sum(LENGTHS), HEAD_DIM // 2)
+    return {"x": _randn(sum(LENGTHS), 2, HEADS, HEAD_DIM), "cos": angles.cos(), "sin": angles.sin()}
+
+
 def _norm_inputs() -> dict[str, Tensor]:
     rows = sum(LENGTHS)
     x, residual = _randn(rows, HIDDEN), _randn(rows, HIDDEN)
@@ -278,6 +283,17 @@ CASES = {
         terms=HEAD_DIM,
         gradients=False,
         cpu_only=True,
+    ),
+    "attention (window, bias)": Case(
+        lambda: {**_attention_inputs(), "bias": _randn(1, HEADS, max(LENGTHS), max(LENGTHS))},
+        lambda **x: ops.attention(**x, max_seqlen=max(LENGTHS), window=4),
+        lambda **x: reference.attention(**x, max_seqlen=max(LENGTHS), window=4),
+        terms=HEAD_DIM,
+        gradients=False,
+        cpu_only=True,
+    ),
+    "rotary": Case(
+        _rotary_inputs, lambda **x: ops.rotary(**x), lambda **x: reference.rotary(**x), gradients=False
     ),
     "attention_joined": Case(
         _joined_attention_inputs,
