@@ -283,7 +283,10 @@ class Layout:
 
     def with_window(self, window: int) -> "Layout":
         """The same layout, of which a query sees only keys up to ``window`` places away in its padded sequence."""
-        if self.places() is None:
+        if not torch.compiler.is_compiling() and window >= self.max_seqlen - 1 and self.places() is None:
+            return self
+        # The kernels take a window as scores: better made once here than by every layer.
+        if not backend.has_kernels(self.cu_seqlens.device) and self.places() is None:
             return replace(self, window=window)
 
         def near(distance: Tensor) -> Tensor:

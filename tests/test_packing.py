@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils import _pytree as pytree
 
-from bert_fast import PackedBatch, extension, ops, reference
+from bert_fast import PackedBatch, extension, ops, reference, use_backend
 from bert_fast.packing import Layout, layout_of_dense, layout_of_mask, layout_of_packed, token_budget_batches
 
 QUICK = settings(max_examples=60, deadline=None)
@@ -354,7 +354,8 @@ def test_scores_by_distance_go_by_places_in_the_padded_sequence(pair, window):
     layout = layout_of_mask(mask, keep=keep)
     scores, local = distances(layout), layout.with_window(window)
     shared = layout.places() is None
-    assert (local.window, local.bias is None) == ((window, True) if shared else (None, False))
+    whole = shared and window >= layout.max_seqlen - 1
+    assert (local.window, local.bias is None) == ((None if whole else window, True) if shared else (None, False))
     for row, kept in enumerate(mask | keep):
         place = kept.nonzero().flatten()
         away = place[None, :] - place[:, None]
@@ -362,6 +363,14 @@ def test_scores_by_distance_go_by_places_in_the_padded_sequence(pair, window):
         assert torch.equal(scores[inside], torch.stack([away, away * away]).float())
         near = reference.within_window(len(place), window, away.device) if shared else local.bias[inside][0] == 0
         assert torch.equal(near, away.abs() <= window)
+
+
+def test_the_kernels_are_given_a_window_as_scores():
+    pytest.importorskip("triton")
+    cu_seqlens = torch.tensor([0, 4], dtype=torch.int32)
+    with use_backend("triton"):
+        local = Layout(cu_seqlens, 4).with_window(1)
+    assert local.window is None and torch.equal(local.bias[0, 0] == 0, reference.within_window(4, 1, cu_seqlens.device))
 
 
 def test_a_window_is_added_to_the_scores_there_are():
