@@ -20,6 +20,8 @@ class AlbertAdapter(BertAdapter):
 
     def build(self, module: Any) -> Parts:
         embeddings, encoder, config = own(module, module.embeddings), own(module, module.encoder), module.config
+        if config.inner_group_num > 1 and "hidden_states" not in (getattr(module, "_can_record_outputs", None) or {}):
+            raise Unsupported("inner_group_num is above 1, and this transformers counts its hidden states by groups")
         theirs = []
         for index in range(config.num_hidden_layers):
             group = encoder.albert_layer_groups[int(index / (config.num_hidden_layers / config.num_hidden_groups))]

@@ -1,8 +1,8 @@
 """transformers' own door: ``attn_implementation="bert_fast"`` runs any of its encoders' attention on our op.
 
-transformers (4.48 and newer) looks its attention functions up by name; :func:`register_attention` adds ours and the
-mask it reads. Nothing of theirs is replaced. It is the way for an encoder that `accelerate` does not know; one that it
-knows gains more there, where padding is never computed at all.
+transformers (4.48 and newer) looks its attention functions up by name, BERT and its family do from version 5 on;
+:func:`register_attention` adds ours and the mask it reads. Nothing of theirs is replaced. It is the way for an encoder
+that `accelerate` does not know; one that it knows gains more there, where padding is never computed at all.
 """
 
 import functools
