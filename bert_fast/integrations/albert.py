@@ -26,21 +26,17 @@ class AlbertAdapter(BertAdapter):
         for index in range(config.num_hidden_layers):
             group = encoder.albert_layer_groups[int(index / (config.num_hidden_layers / config.num_hidden_groups))]
             theirs += own(module, group).albert_layers
-        parts = Parts(
-            shells.embeddings(
-                embeddings.word_embeddings,
-                embeddings.position_embeddings,
-                embeddings.token_type_embeddings,
-                embeddings.LayerNorm,
-                embeddings.dropout,
-            ),
-            # A shell for each depth, though the leaves are shared: its number tells its dropout from the others'.
-            shells.encoder([self.layer(module, own(module, layer), i) for i, layer in enumerate(theirs)]),
+        words, positions = embeddings.word_embeddings, embeddings.position_embeddings
+        types, norm, dropout = embeddings.token_type_embeddings, embeddings.LayerNorm, embeddings.dropout
+        ours = shells.embeddings(words, positions, types, norm, dropout)
+        # A shell for each depth, though the leaves are shared: its number tells its dropout from the others'.
+        made, twins = shells.stack(
+            encoder,
+            theirs,
+            lambda layer, index: self.layer(module, own(module, layer), index),
+            lambda mine, layer: (mine.attention.self, layer.attention),
         )
-        parts.twins = [(parts.encoder, encoder), (parts.embeddings, embeddings)]
-        for ours, layer in zip(parts.encoder.layer, theirs, strict=True):
-            parts.twins += [(ours, layer), (ours.attention.self, layer.attention)]
-        return parts
+        return Parts(ours, made, [*twins, (ours, embeddings)])
 
     def layer(self, module: Any, layer: Any, index: int) -> Any:
         if layer.chunk_size_feed_forward:

@@ -22,15 +22,15 @@ class RotaryAdapter(BertAdapter):
     def build(self, module: Any) -> Parts:
         reject_decoders(module.config)
         embeddings, theirs = own(module, module.embeddings), module.layers[: module.config.num_hidden_layers]
-        types = embeddings.token_type_embeddings
-        parts = Parts(
-            shells.embeddings(embeddings.word_embeddings, None, types, embeddings.LayerNorm, embeddings.dropout),
-            shells.encoder([self.layer(module, own(module, layer), i) for i, layer in enumerate(theirs)]),
+        words, types = embeddings.word_embeddings, embeddings.token_type_embeddings
+        ours = shells.embeddings(words, None, types, embeddings.LayerNorm, embeddings.dropout)
+        made, twins = shells.stack(
+            module,
+            list(theirs),
+            lambda layer, index: self.layer(module, own(module, layer), index),
+            lambda mine, layer: (mine.attention.self, layer.self_attn),
         )
-        parts.twins = [(parts.encoder, module), (parts.embeddings, embeddings)]
-        for ours, layer in zip(parts.encoder.layer, theirs, strict=True):
-            parts.twins += [(ours, layer), (ours.attention.self, layer.self_attn)]
-        return parts
+        return Parts(ours, made, [*twins, (ours, embeddings)])
 
     def layer(self, module: Any, layer: Any, index: int) -> Any:
         core, mlp = own(module, layer.self_attn), own(module, layer.mlp)

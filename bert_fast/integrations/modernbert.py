@@ -31,14 +31,14 @@ class ModernBertAdapter(BertAdapter):
                 "its layers hold their rotary positions: transformers 5 is needed"
             )
         embeddings = own(module, module.embeddings)
-        parts = Parts(
-            shells.embeddings(embeddings.tok_embeddings, None, None, embeddings.norm, embeddings.drop),
-            shells.encoder([self.layer(module, own(module, layer), i) for i, layer in enumerate(module.layers)]),
+        ours = shells.embeddings(embeddings.tok_embeddings, None, None, embeddings.norm, embeddings.drop)
+        made, twins = shells.stack(
+            module,
+            list(module.layers),
+            lambda layer, index: self.layer(module, own(module, layer), index),
+            lambda mine, layer: (mine.attention, layer.attn),
         )
-        parts.twins = [(parts.encoder, module), (parts.embeddings, embeddings)]
-        for ours, layer in zip(parts.encoder.layer, module.layers, strict=True):
-            parts.twins += [(ours, layer), (ours.attention, layer.attn)]
-        return parts
+        return Parts(ours, made, [*twins, (ours, embeddings)])
 
     def layer(self, module: Any, layer: Any, index: int) -> Any:
         core, mlp = own(module, layer.attn), own(module, layer.mlp)

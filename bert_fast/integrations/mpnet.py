@@ -20,20 +20,15 @@ class MPNetAdapter(RobertaAdapter):
 
     def build(self, module: Any) -> Parts:
         embeddings, encoder = own(module, module.embeddings), own(module, module.encoder)
-        parts = Parts(
-            shells.embeddings(
-                embeddings.word_embeddings,
-                embeddings.position_embeddings,
-                None,
-                embeddings.LayerNorm,
-                embeddings.dropout,
-            ),
-            shells.encoder([self.layer(module, own(module, layer), i) for i, layer in enumerate(encoder.layer)]),
+        words, positions = embeddings.word_embeddings, embeddings.position_embeddings
+        ours = shells.embeddings(words, positions, None, embeddings.LayerNorm, embeddings.dropout)
+        made, twins = shells.stack(
+            encoder,
+            list(encoder.layer),
+            lambda layer, index: self.layer(module, own(module, layer), index),
+            lambda mine, layer: (mine.attention.self, layer.attention.attn),
         )
-        parts.twins = [(parts.encoder, encoder), (parts.embeddings, embeddings)]
-        for ours, theirs in zip(parts.encoder.layer, encoder.layer, strict=True):
-            parts.twins += [(ours, theirs), (ours.attention.self, theirs.attention.attn)]
-        return parts
+        return Parts(ours, made, [*twins, (ours, embeddings)])
 
     def layer(self, module: Any, layer: Any, index: int) -> Any:
         attention, intermediate = own(module, layer.attention), own(module, layer.intermediate)

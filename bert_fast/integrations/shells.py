@@ -4,6 +4,7 @@ A shell is one of the layer classes, made without its constructor; the linear la
 very modules of the model that is accelerated. So LoRA's layers, hooks, new weights and moves are seen as they are.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -84,6 +85,26 @@ def layer(
 def encoder(layers: list[Any]) -> BertEncoder:
     """A :class:`BertEncoder` of these layers; one layer may stand in it several times."""
     return shell(BertEncoder, layer=nn.ModuleList(layers), gradient_checkpointing=False)
+
+
+def stack(
+    holder: nn.Module,
+    theirs: list[Any],
+    make: Callable[[Any, int], Any],
+    attentions: Callable[[Any, Any], tuple[nn.Module, nn.Module]],
+) -> tuple[BertEncoder, list[tuple[nn.Module, nn.Module]]]:
+    """An encoder of our layers around ``theirs``, and its twins (:class:`bert_fast.integrations.adapter.Parts`).
+
+    Args:
+        holder: the module whose ``training`` the encoder has.
+        make: our layer around one of theirs, with its number.
+        attentions: of a layer of ours and of theirs, the modules whose ``training`` tells of the attention's dropout.
+    """
+    made = encoder([make(layer, index) for index, layer in enumerate(theirs)])
+    twins: list[tuple[nn.Module, nn.Module]] = [(made, holder)]
+    for ours, layer in zip(made.layer, theirs, strict=True):
+        twins += [(ours, layer), attentions(ours, layer)]
+    return made, twins
 
 
 def hidden_act(activation: Any) -> str:
