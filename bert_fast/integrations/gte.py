@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from bert_fast.integrations import shells
 from bert_fast.integrations.adapter import Call, Parts, Unsupported, own
-from bert_fast.integrations.bert import BertAdapter, reject_decoders
+from bert_fast.integrations.bert import BertAdapter
 from bert_fast.layers.gated import GatedIntermediate
 from bert_fast.packing import Layout
 
@@ -20,7 +20,6 @@ class RotaryAdapter(BertAdapter):
     output_class = "BaseModelOutputWithPooling"
 
     def build(self, module: Any) -> Parts:
-        reject_decoders(module.config)
         embeddings, theirs = own(module, module.embeddings), module.layers[: module.config.num_hidden_layers]
         words, types = embeddings.word_embeddings, embeddings.token_type_embeddings
         ours = shells.embeddings(words, None, types, embeddings.LayerNorm, embeddings.dropout)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from bert_fast.integrations import shells
 from bert_fast.integrations.adapter import Call, Parts, Unsupported, own
-from bert_fast.integrations.bert import BertAdapter, output_class, reject_decoders
+from bert_fast.integrations.bert import BertAdapter, output_class
 from bert_fast.integrations.gte import turns
 from bert_fast.layers.attention import JoinedSelfAttention
 from bert_fast.layers.gated import GatedIntermediate
@@ -25,7 +25,6 @@ class ModernBertAdapter(BertAdapter):
     tensors = frozenset(("input_ids", "attention_mask", "position_ids", "inputs_embeds"))
 
     def build(self, module: Any) -> Parts:
-        reject_decoders(module.config)
         if not hasattr(module, "rotary_emb") or not hasattr(module.config, "layer_types"):
             raise Unsupported(
                 "its layers hold their rotary positions: transformers 5 is needed"

@@ -1,5 +1,7 @@
 """RoBERTa, XLM-RoBERTa and CamemBERT: BERT with positions that count from the padding id."""
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
@@ -10,7 +12,7 @@ from bert_fast.integrations.bert import BertAdapter
 class RobertaAdapter(BertAdapter):
     """Padding ids in ``input_ids`` stay at position ``padding_idx`` and are not counted (Liu et al., 2019)."""
 
-    encoders = (
+    encoders: ClassVar[tuple[str, ...]] = (
         "roberta.modeling_roberta.RobertaModel",
         "xlm_roberta.modeling_xlm_roberta.XLMRobertaModel",
         "camembert.modeling_camembert.CamembertModel",

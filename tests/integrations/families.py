@@ -27,7 +27,17 @@ FAMILIES = {
     "Camembert": ("CamembertConfig", {**TINY, "pad_token_id": 1}),
     "Electra": ("ElectraConfig", {**TINY, "embedding_size": 28, "summary_last_dropout": 0.0}),
     "DistilBert": ("DistilBertConfig", _DISTIL),
+    "MPNet": ("MPNetConfig", {**_TINY, "pad_token_id": 1}),
+    "Albert": ("AlbertConfig", {**_TINY, "embedding_size": 28, "classifier_dropout_prob": 0.0}),
 }
+if int(transformers.__version__.split(".")[0]) >= 5:
+    _MODERN = {"num_hidden_layers": 3, "local_attention": 6, "pad_token_id": 1, "cls_token_id": 2}
+    FAMILIES |= {
+        name: (f"{name}Config", {**_TINY, **settings})
+        for name, settings in (("Gte", {}), ("NomicBert", {}), ("ModernBert", _MODERN))
+        if hasattr(transformers, f"{name}Model")
+    }
+WITHOUT_TYPES = ("DistilBert", "MPNet", "ModernBert")
 HEADS = (
     "Model",
     "ForMaskedLM",
@@ -79,7 +89,7 @@ def batch(name="BertModel", mask=None):
     generator = torch.Generator().manual_seed(1)
     ids = torch.randint(3, VOCAB, (B, S), generator=generator)
     arguments = {"input_ids": ids}
-    if family_of(name) != "DistilBert":
+    if family_of(name) not in WITHOUT_TYPES:
         arguments["token_type_ids"] = torch.randint(0, 2, (B, S), generator=generator)
     if mask is not None:
         arguments["attention_mask"] = mask
@@ -97,6 +107,8 @@ def labels(name, num_labels=2):
     some = draw(2, B, S) == 0
     if name == "ElectraForPreTraining":
         return {"labels": draw(2, B, S)}
+    if name == "AlbertForPreTraining":
+        return {"labels": draw(VOCAB, B, S).masked_fill(some, -100), "sentence_order_label": draw(2, B)}
     if name.endswith("ForPreTraining"):
         return {"labels": draw(VOCAB, B, S).masked_fill(some, -100), "next_sentence_label": draw(2, B)}
     if name.endswith("ForMaskedLM"):
