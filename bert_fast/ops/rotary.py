@@ -3,14 +3,14 @@
 import torch
 from torch import Tensor
 
-from bert_fast import reference
+from bert_fast import backend, reference
 from bert_fast.ops.library import plain_tensors, traced
 
 
 def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotary positions (Su et al., 2021): elements ``i`` and ``i + D / 2`` of a head turn by one angle.
 
-    There is no kernel for it: PyTorch's ops run it everywhere.
+    There is no kernel for it yet: PyTorch's ops run it everywhere.
 
     Args:
         x: ``[T, ..., D]``, queries and keys, of any strides; D is even.
@@ -28,6 +28,8 @@ def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
             f"cos and sin must be {list(wanted)} and D even for x {list(x.shape)}, "
             f"not {list(cos.shape)} and {list(sin.shape)}"
         )
+    if not torch.compiler.is_compiling():
+        backend.note("rotary", "reference", "triton", ["there is no kernel for rotary positions"])
     if torch.is_grad_enabled() or traced() or x.dtype != torch.float32 or not plain_tensors(x, cos, sin):
         return reference.rotary(x, cos, sin)
     # Four passes where the formula as it stands makes nine.
