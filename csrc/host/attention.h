@@ -24,8 +24,8 @@ struct RowsOfHeads {
 
 enum class HostDType { kFloat32, kBFloat16 };
 
-// What is added to the scores, [B or 1, N or 1, S, S], or null: the steps, in elements, from sequence to sequence (0 where
-// all have the same), from head to head and from query to query. The elements of one query are adjacent; -inf hides.
+// What is added to the scores, [B or 1, N or 1, S, S], or null: the steps, in elements, from sequence to sequence (0
+// where all have the same), from head to head and from query to query. One query's elements are adjacent; -inf hides.
 struct ScoreBias {
     const float* data;
     int64_t sequence, head, query;

@@ -92,15 +92,15 @@ def test_any_batch_holds_the_contract(lengths, head_dim, seed, masked, window, s
 
 
 @pytest.mark.parametrize("biased", [False, True], ids=["no_bias", "bias"])
-@pytest.mark.parametrize("window", [0, 1, 31, 64, 127, 128, 1000])
-def test_a_window_over_long_sequences(window, biased, instructions, threads):
+@pytest.mark.parametrize("dtype, window", [(d, w) for d in DTYPES for w in (0, 31, 64, 1000)])
+def test_a_window_over_long_sequences(dtype, window, biased, instructions, threads):
     """Queries come in groups that hold only the keys they see: the same bits for any threads and company."""
-    *qkv, cu_seqlens = inputs([517, 40, 128, 129, 0, 300], 24, heads=2)
+    *qkv, cu_seqlens = inputs([517, 40, 128, 129, 0, 300], 24, DTYPES[dtype], heads=2)
     bias = torch.randn(1, 2, 520, 520, generator=torch.Generator().manual_seed(1)) if biased else None
     key_mask = torch.rand(len(qkv[0]), generator=torch.Generator().manual_seed(2)) < 0.7
     threads(1)
     got, eager, truth = results(*qkv, cu_seqlens, instructions, key_mask, bias=bias, window=window)
-    assert_close_to_truth(got, eager, truth, torch.float32, k=24)
+    assert_close_to_truth(got, eager, truth, DTYPES[dtype], k=24)
     threads(3)
     options = {"bias": bias, "window": window}
     assert torch.equal(host_attention(*qkv, cu_seqlens, 24**-0.5, key_mask, instructions, **options), got)
@@ -228,7 +228,8 @@ def test_it_runs_in_inference_alone():
     assert host_attention_runs(q, k, v.clone().requires_grad_(), *call)
     with torch.enable_grad():
         assert not host_attention_runs(q, k, v, *call)
-    assert not host_attention_runs(q, k, v, cu_seqlens, torch.zeros(1, 1, 5, 5), None, 0.0)
+    assert not host_attention_runs(q, k, v, cu_seqlens, torch.zeros(1, 2, 5, 5), None, 0.0)
+    assert not host_attention_runs(q, k, v, cu_seqlens, torch.zeros(1, 1, 5, 5, dtype=torch.bool), None, 0.0)
     assert not host_attention_runs(q, k, v, cu_seqlens, None, None, 0.1)
     assert not host_attention_runs(q.double(), k.double(), v.double(), *call)
     assert not host_attention_runs(q.half(), k.half(), v.half(), *call)
