@@ -42,6 +42,8 @@ class AlbertAdapter(BertAdapter):
         if layer.chunk_size_feed_forward:
             raise Unsupported("chunk_size_feed_forward is set")
         attention = own(module, layer.attention)
+        if getattr(attention, "position_embedding_type", "absolute") != "absolute":
+            raise Unsupported(f"position_embedding_type is {attention.position_embedding_type!r}, not 'absolute'")
         return shells.layer(
             index,
             shells.Attention(

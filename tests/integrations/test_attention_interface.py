@@ -7,7 +7,8 @@ import torch
 from numerics import assert_close_to_truth
 
 from bert_fast import backend
-from bert_fast.integrations.attention_interface import _keys_of, additive_mask, attend, register_attention
+from bert_fast.integrations import register_attention
+from bert_fast.integrations.attention_interface import _keys_of, additive_mask, attend
 from bert_fast.ops.attention_host import host_attention_reason
 
 transformers = pytest.importorskip("transformers")
