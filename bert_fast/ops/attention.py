@@ -71,7 +71,12 @@ def attention(
 
     Returns:
         ``[T, N, D]``; rows that see no key are 0.
+
+    Raises:
+        ValueError: ``window`` is negative.
     """
+    if window is not None and window < 0:
+        raise ValueError(f"window must be at least 0, or None for all keys, not {window}")
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     if (p == 0 or seed is not None) and kernel_runs(q, k, v, bias):
         bias, window = window_bias(bias, window, max_seqlen, q), None

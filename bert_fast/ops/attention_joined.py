@@ -36,12 +36,13 @@ def attention_joined(
         ``[T, N, D]``; rows that see no key are 0.
 
     Raises:
-        ValueError: ``qkv`` has another shape.
+        ValueError: ``qkv`` has another shape; or as :func:`bert_fast.ops.attention`.
     """
     if qkv.dim() != 4 or qkv.shape[1] != 3:
         raise ValueError(f"qkv must be [T, 3, N, D], not {list(qkv.shape)}")
     scale = 1 / math.sqrt(qkv.shape[-1]) if scale is None else scale
-    if (p == 0 or seed is not None) and kernel_runs(qkv, qkv, qkv, bias):
+    valid = window is None or window >= 0  # else it is refused below
+    if valid and (p == 0 or seed is not None) and kernel_runs(qkv, qkv, qkv, bias):
         bias, window = window_bias(bias, window, max_seqlen, qkv), None
         qkv = qkv if qkv.stride(-1) == 1 else qkv.contiguous()
         schedule = plan if isinstance(plan, Tensor) else attention_plan(cu_seqlens)

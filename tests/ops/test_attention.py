@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numerics import assert_close_to_truth
 
-from bert_fast import ops, reference
+from bert_fast import backend, ops, reference
 from bert_fast.ops.attention_torch import torch_attention
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -115,6 +115,14 @@ def test_a_window_and_its_gradients(path, window, masked, biased):
     for got, reference_result, want in zip(*results, strict=True):
         assert torch.allclose(got, want, rtol=1e-8, atol=1e-10)
         assert torch.allclose(reference_result, want, rtol=1e-8, atol=1e-10)
+
+
+def test_a_negative_window_is_an_error():
+    q, k, v, cu_seqlens = inputs([5, 3])
+    with pytest.raises(ValueError, match="window must be at least 0"):
+        ops.attention(q, k, v, cu_seqlens, 5, window=-1)
+    with pytest.raises(ValueError, match="window must be at least 0"), backend.use_backend("triton"):
+        ops.attention_joined(torch.stack([q, k, v], 1), cu_seqlens, 5, window=-1)
 
 
 @settings(max_examples=40, deadline=None)
