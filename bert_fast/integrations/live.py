@@ -4,6 +4,7 @@ import inspect
 import threading
 import warnings
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from types import NoneType
 from typing import Any
@@ -163,10 +164,11 @@ class Live(InPlaceOfForward):
             return (last, pooled) if hidden is None else (last, pooled, hidden)
         return output.to_tuple()
 
-    def _exact(self, states_asked: bool, pooler: nn.Module | None) -> bool:
+    def _exact(self, states_asked: bool, pooler: Callable[[Tensor], Tensor] | None) -> bool:
         if self.positions.hidden_positions == "exact" or self.asked:
             return self.positions.hidden_positions == "exact"
-        foreign = pooler is not None and type(pooler).__module__ != self._home
+        # What is no module is an adapter's way to hand the first place to one.
+        foreign = isinstance(pooler, nn.Module) and type(pooler).__module__ != self._home
         return states_asked or foreign or bool(self.module._forward_hooks) or not owner_calls()
 
     def _note(self, reason: str) -> None:

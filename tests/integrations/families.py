@@ -27,13 +27,13 @@ FAMILIES = {
     "Camembert": ("CamembertConfig", {**TINY, "pad_token_id": 1}),
     "Electra": ("ElectraConfig", {**TINY, "embedding_size": 28, "summary_last_dropout": 0.0}),
     "DistilBert": ("DistilBertConfig", _DISTIL),
-    "MPNet": ("MPNetConfig", {**_TINY, "pad_token_id": 1}),
-    "Albert": ("AlbertConfig", {**_TINY, "embedding_size": 28, "classifier_dropout_prob": 0.0}),
+    "MPNet": ("MPNetConfig", {**TINY, "pad_token_id": 1}),
+    "Albert": ("AlbertConfig", {**TINY, "embedding_size": 28, "classifier_dropout_prob": 0.0}),
 }
 if int(transformers.__version__.split(".")[0]) >= 5:
     _MODERN = {"num_hidden_layers": 3, "local_attention": 6, "pad_token_id": 1, "cls_token_id": 2}
     FAMILIES |= {
-        name: (f"{name}Config", {**_TINY, **settings})
+        name: (f"{name}Config", {**TINY, **settings})
         for name, settings in (("Gte", {}), ("NomicBert", {}), ("ModernBert", _MODERN))
         if hasattr(transformers, f"{name}Model")
     }
