@@ -171,7 +171,7 @@ def test_what_reads_first_places_only_computes_no_hidden_place(name, monkeypatch
         forward(net, name, mask)
         assert len(rows[-1]) < B * S
         pooler = getattr(live.module, "pooler", None)
-        if pooler is not None:
+        if pooler is not None and family_of(name) != "Albert":  # which hands its pooler the first places only
             pooler.__class__ = type("Mine", (type(pooler),), {})  # a user's own may read anything
             forward(net, name, mask)
             assert len(rows[-1]) == B * S
