@@ -20,7 +20,6 @@ from bert_fast.ops.library import plain_tensors, traced
 
 _SAMPLES = 64
 _entries: "weakref.WeakKeyDictionary[nn.Module, dict[Hashable, _Entry]]" = weakref.WeakKeyDictionary()
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 @dataclass(frozen=True)
@@ -71,10 +70,12 @@ def plain(module: nn.Module, kind: type[nn.Module]) -> bool:
     Not so for a subclass, a replacement or a parametrised module, for hooks, and for an instance whose ``forward`` was
     replaced.
     """
+    own = module.__dict__
+    hooked = own["_forward_hooks"] or own["_forward_pre_hooks"] or own["_backward_hooks"] or own["_backward_pre_hooks"]
     return (
         type(module) is kind
-        and "forward" not in module.__dict__
-        and not any(getattr(module, hooks) for hooks in _HOOKS)
+        and "forward" not in own
+        and not hooked
         and (torch.compiler.is_compiling() or not _module_hooks._has_any_global_hook())
     )
 

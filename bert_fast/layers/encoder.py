@@ -1,7 +1,7 @@
 """The encoder: BERT's layers, one after another, over packed rows."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -12,9 +12,10 @@ from torch.utils.checkpoint import checkpoint
 from bert_fast import backend, derived
 from bert_fast.config import BertConfig
 from bert_fast.layers import blocks
-from bert_fast.layers.activations import activation_function
-from bert_fast.layers.attention import BertAttention
-from bert_fast.layers.projection import packs, project
+from bert_fast.layers.activations import GELU, activation_function
+from bert_fast.layers.attention import BertAttention, BertSelfAttention, BertSelfOutput
+from bert_fast.layers.prepared import PreparedLayer
+from bert_fast.layers.projection import packed, packs, project
 from bert_fast.layers.residual import ResidualOutput
 from bert_fast.ops.linear import PART_ROWS, rows_to_pack
 from bert_fast.packing import Layout
@@ -62,6 +63,25 @@ class BertLayer(nn.Module):
                 return y
         return self.output(self.intermediate(x), x, layout.seed)
 
+    def prepared(self, x: Tensor) -> PreparedLayer | None:
+        """This layer without its modules, for rows like ``x``; None where one of them has to be called."""
+        if not (derived.plain(self, BertLayer) and derived.plain(self.attention, BertAttention)):
+            return None
+        core, attended, up, output = self.attention.self, self.attention.output, self.intermediate, self.output
+        kinds = ((core, BertSelfAttention), (attended, BertSelfOutput), (up, BertIntermediate), (output, BertOutput))
+        if not all(derived.plain(module, kind) for module, kind in kinds) or up.hidden_act not in GELU:
+            return None
+        for half in (attended, output):
+            drops = half.dropout.training and getattr(half.dropout, "p", 1)
+            if drops or not (derived.plain_norm(half.LayerNorm) and derived.plain(half.dropout, nn.Dropout)):
+                return None
+        linear = ((core.query, core.key, core.value), (attended.dense,), (up.dense,), (output.dense,))
+        products = [packed(layers, x) for layers in linear]
+        if None in products or (core.training and core.dropout.p):
+            return None
+        norms = (attended.LayerNorm, output.LayerNorm)
+        return PreparedLayer(*products, *norms, core.num_attention_heads, GELU[up.hidden_act])
+
     def _feed_forward_block(self, x: Tensor, seed: Tensor | None) -> Tensor | None:
         plain = derived.plain(self.intermediate, BertIntermediate) and derived.plain(self.output, BertOutput)
         return blocks.feed_forward(self.intermediate, self.output, x, seed) if plain else None
@@ -97,38 +117,61 @@ class BertEncoder(nn.Module):
         probabilities: list[Tensor] | None = None,
     ) -> Tensor:
         """``[T, H]`` -> ``[T, H]``; each layer's input and the result are appended to ``hidden_states`` if given."""
-        if probabilities is None and self._runs_in_parts(x):
-            return self._in_parts(x, layout, hidden_states)
-        return self._layers(x, layout, hidden_states, probabilities)
+        layers: Iterable[Callable[..., Tensor]] | None = None
+        if probabilities is None and x.shape[0] > 0:
+            layers = self._for_parts(x, layout)
+        if layers is not None:
+            return _in_parts(layers, x, layout, hidden_states)
+        layers = self.layer
+        if self.gradient_checkpointing and self.training and torch.is_grad_enabled() and probabilities is None:
+            layers = map(_checkpointed, self.layer)
+        return _run(layers, x, layout, hidden_states, probabilities)
 
-    def _layers(
-        self, x: Tensor, layout: Layout, hidden_states: list[Tensor] | None, probabilities: list[Tensor] | None
-    ) -> Tensor:
-        recompute = self.gradient_checkpointing and self.training and torch.is_grad_enabled() and probabilities is None
-        for layer in self.layer:
-            if hidden_states is not None:
-                hidden_states.append(x)
-            x = (_checkpointed(layer) if recompute else layer)(x, layout, probabilities)
+    def _for_parts(self, x: Tensor, layout: Layout) -> list[Callable[..., Tensor]] | None:
+        """What runs each layer on parts of a batch, where linear layers run packed on CPU; else None.
+
+        Not under hooks, which expect one call for a batch.
+        """
+        parameter = next(self.parameters(), None)
+        if parameter is None or not packs(parameter, x):
+            return None
+        layers = [_prepared(layer, x, layout) or layer for layer in self.layer]
+        called = [layer for layer in layers if isinstance(layer, nn.Module)]
+        hooked = any(m._forward_hooks or m._forward_pre_hooks for layer in called for m in layer.modules())
+        return None if hooked else layers
+
+
+def _prepared(layer: nn.Module, x: Tensor, layout: Layout) -> PreparedLayer | None:
+    return layer.prepared(x) if isinstance(layer, BertLayer) and layout.rotary is None else None
+
+
+def _in_parts(
+    layers: list[Callable[..., Tensor]], x: Tensor, layout: Layout, hidden_states: list[Tensor] | None
+) -> Tensor:
+    """Some hundred rows after another through all layers: few numbers of rows, and rows that stay in cache."""
+    results, states = [], []
+    for rows, surplus, part in layout.parts(PART_ROWS, rows_to_pack):
+        kept: list[Tensor] | None = None if hidden_states is None else []
+        padded = F.pad(x[rows], (0, 0, 0, surplus)) if surplus else x[rows]
+        count = rows.stop - rows.start
+        results.append(_run(layers, padded, part, kept, None)[:count])
+        states.append([state[:count] for state in kept or []])
+    if hidden_states is not None:
+        hidden_states.extend(torch.cat(pieces) for pieces in zip(*states, strict=True))
+    return results[0] if len(results) == 1 else torch.cat(results)
+
+
+def _run(
+    layers: Iterable[Callable[..., Tensor]],
+    x: Tensor,
+    layout: Layout,
+    hidden_states: list[Tensor] | None,
+    probabilities: list[Tensor] | None,
+) -> Tensor:
+    for layer in layers:
         if hidden_states is not None:
             hidden_states.append(x)
-        return x
-
-    def _runs_in_parts(self, x: Tensor) -> bool:
-        """Whether the linear layers run packed on CPU; not under hooks, which expect one call for a batch."""
-        parameter = next(self.parameters(), None)
-        if parameter is None or not packs(parameter, x) or x.shape[0] == 0:
-            return False
-        return not any(m._forward_hooks or m._forward_pre_hooks for m in self.modules())
-
-    def _in_parts(self, x: Tensor, layout: Layout, hidden_states: list[Tensor] | None) -> Tensor:
-        """Some hundred rows after another through all layers: few numbers of rows, and rows that stay in cache."""
-        results, states = [], []
-        for rows, surplus, part in layout.parts(PART_ROWS, rows_to_pack):
-            kept: list[Tensor] | None = None if hidden_states is None else []
-            padded = F.pad(x[rows], (0, 0, 0, surplus)) if surplus else x[rows]
-            count = rows.stop - rows.start
-            results.append(self._layers(padded, part, kept, None)[:count])
-            states.append([state[:count] for state in kept or []])
-        if hidden_states is not None:
-            hidden_states.extend(torch.cat(pieces) for pieces in zip(*states, strict=True))
-        return results[0] if len(results) == 1 else torch.cat(results)
+        x = layer(x, layout, probabilities)
+    if hidden_states is not None:
+        hidden_states.append(x)
+    return x

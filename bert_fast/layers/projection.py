@@ -11,9 +11,9 @@ from bert_fast.ops.linear import PackedLinear, cpu_linear_plan, pack_linear, row
 def project(module: nn.Module, x: Tensor, hidden_act: str | None = None) -> Tensor:
     """``activation(module(x))`` for ``x [T, in]``, with the activation fused where the product allows it."""
     if hidden_act is None or hidden_act in GELU:
-        packed = _packed((module,), x)
-        if packed is not None:
-            return packed(x) if hidden_act is None else packed(x, "gelu", GELU[hidden_act])
+        product = _packed((module,), x)
+        if product is not None:
+            return product(x) if hidden_act is None else product(x, "gelu", GELU[hidden_act])
     if hidden_act in GELU:
         return ops.bias_gelu(*project_split(module, x), GELU[hidden_act])
     y = call(module, x)
@@ -29,8 +29,8 @@ def project_split(module: nn.Module, x: Tensor) -> tuple[Tensor, Tensor | None]:
 
 def project_and_add(module: nn.Module, x: Tensor, residual: Tensor) -> Tensor | None:
     """``residual + module(x)`` in one pass over memory, where the product can add; else None."""
-    packed = _packed((module,), x)
-    return None if packed is None or residual.dtype != x.dtype else packed.add(x, residual)
+    product = _packed((module,), x)
+    return None if product is None or residual.dtype != x.dtype else product.add(x, residual)
 
 
 def project_joined(modules: tuple[nn.Module, ...], x: Tensor) -> Tensor | None:
@@ -94,9 +94,17 @@ def _autocast(x: Tensor) -> bool:
 
 
 def _packed(modules: tuple[nn.Module, ...], x: Tensor) -> PackedLinear | None:
-    if not _packing_allowed(x.device) or not _same_kind(modules) or not packs(modules[0].weight, x):
+    if not _packing_allowed(x.device) or x.shape[0] != rows_to_pack(x.shape[0]):
         return None
-    if x.shape[0] != rows_to_pack(x.shape[0]):
+    return packed(modules, x)
+
+
+def packed(modules: tuple[nn.Module, ...], x: Tensor) -> PackedLinear | None:
+    """One product for all these layers, on rows like ``x``, ``rows_to_pack`` of them, where weights may be packed.
+
+    None where a layer has to be called, or they differ in kind or run otherwise.
+    """
+    if not _same_kind(modules) or cpu_linear_plan(modules[0].weight.dtype) != (True, x.dtype):
         return None
     # Kept beside the first of them: layers that share their leaves share this.
     key = ("packed", len(modules), x.dtype)
