@@ -76,11 +76,11 @@ class BertLayer(nn.Module):
             if drops or not (derived.plain_norm(half.LayerNorm) and derived.plain(half.dropout, nn.Dropout)):
                 return None
         linear = ((core.query, core.key, core.value), (attended.dense,), (up.dense,), (output.dense,))
-        products = [packed(layers, x) for layers in linear]
-        if None in products or (core.training and core.dropout.p):
+        products = [product for layers in linear if (product := packed(layers, x)) is not None]
+        if len(products) < len(linear) or (core.training and core.dropout.p):
             return None
         norms = (attended.LayerNorm, output.LayerNorm)
-        return PreparedLayer(*products, *norms, core.num_attention_heads, GELU[up.hidden_act])
+        return PreparedLayer(tuple(products), norms, core.num_attention_heads, GELU[up.hidden_act])
 
     def _feed_forward_block(self, x: Tensor, seed: Tensor | None) -> Tensor | None:
         plain = derived.plain(self.intermediate, BertIntermediate) and derived.plain(self.output, BertOutput)
@@ -117,12 +117,11 @@ class BertEncoder(nn.Module):
         probabilities: list[Tensor] | None = None,
     ) -> Tensor:
         """``[T, H]`` -> ``[T, H]``; each layer's input and the result are appended to ``hidden_states`` if given."""
-        layers: Iterable[Callable[..., Tensor]] | None = None
         if probabilities is None and x.shape[0] > 0:
-            layers = self._for_parts(x, layout)
-        if layers is not None:
-            return _in_parts(layers, x, layout, hidden_states)
-        layers = self.layer
+            for_parts = self._for_parts(x, layout)
+            if for_parts is not None:
+                return _in_parts(for_parts, x, layout, hidden_states)
+        layers: Iterable[Callable[..., Tensor]] = self.layer
         if self.gradient_checkpointing and self.training and torch.is_grad_enabled() and probabilities is None:
             layers = map(_checkpointed, self.layer)
         return _run(layers, x, layout, hidden_states, probabilities)

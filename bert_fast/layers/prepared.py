@@ -14,28 +14,32 @@ class PreparedLayer:
     """What a plain :class:`BertLayer` computes without dropout, by its packed products and none of its modules.
 
     Attributes:
-        qkv, attended, up, down: the products, in the order of their turn.
-        attended_norm, norm: behind attention and behind the feed-forward.
+        products: of queries, keys and values; behind attention; and the feed-forward's two.
+        norms: behind attention and behind the feed-forward.
         heads: N.
         approximate: of the GELU between ``up`` and ``down``.
     """
 
-    qkv: PackedLinear
-    attended: PackedLinear
-    up: PackedLinear
-    down: PackedLinear
-    attended_norm: nn.LayerNorm
-    norm: nn.LayerNorm
+    products: tuple[PackedLinear, ...]
+    norms: tuple[nn.LayerNorm, nn.LayerNorm]
     heads: int
     approximate: str
 
     def __call__(self, x: Tensor, layout: Layout, probabilities: None = None) -> Tensor:
         """``[T, H]`` -> ``[T, H]``."""
-        qkv = self.qkv(x).view(x.shape[0], 3, self.heads, -1)
-        seen = {"bias": layout.bias, "key_mask": layout.key_mask, "window": layout.window, "plan": layout.plan}
-        y = ops.attention_joined(qkv, layout.cu_seqlens, layout.max_seqlen, **seen)
-        x = _normalised(self.attended.add(y.flatten(1), x), self.attended_norm)
-        return _normalised(self.down.add(self.up(x, "gelu", self.approximate), x), self.norm)
+        joined, attended, up, down = self.products
+        qkv = joined(x).view(x.shape[0], 3, self.heads, -1)
+        y = ops.attention_joined(
+            qkv,
+            layout.cu_seqlens,
+            layout.max_seqlen,
+            bias=layout.bias,
+            key_mask=layout.key_mask,
+            window=layout.window,
+            plan=layout.plan,
+        )
+        x = _normalised(attended.add(y.flatten(1), x), self.norms[0])
+        return _normalised(down.add(up(x, "gelu", self.approximate), x), self.norms[1])
 
 
 def _normalised(x: Tensor, norm: nn.LayerNorm) -> Tensor:
