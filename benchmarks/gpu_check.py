@@ -18,10 +18,11 @@ import time
 from pathlib import Path
 from types import FrameType
 
-from benchmarks.gpu.plan import Item, Options, Section, deadlines, selected
+from benchmarks.gpu.plan import Item, Section, deadlines, selected
 from benchmarks.gpu.report import Report
 from benchmarks.gpu.summary import summarise, table
 from benchmarks.gpu.supervise import Supervisor
+from benchmarks.options import Options
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.environment import environment
-from benchmarks.gpu.files import load
-from benchmarks.gpu.plan import ROOT
+from benchmarks.files import load
+from benchmarks.options import ROOT
 from bert_fast import BertConfig, BertForPreTraining
 from bert_fast.training import AdamW, Lamb, parameter_groups
 

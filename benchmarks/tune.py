@@ -16,8 +16,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks.gpu.plan import ROOT, Options
 from benchmarks.gpu.report import atomic_write
+from benchmarks.options import ROOT, Options
 from benchmarks.tuning import table
 from benchmarks.tuning.grid import SEARCHES
 

@@ -16,10 +16,11 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import bert_fast
-from benchmarks.gpu.plan import KERNELS, MODELS, ROOT, SMALL_SHAPES, Options
+from benchmarks.gpu.plan import KERNELS, MODELS, SMALL_SHAPES
+from benchmarks.options import ROOT, Options
 
 if TYPE_CHECKING:
-    from benchmarks.gpu.context import Context
+    from benchmarks.context import Context
 
 
 def ahead(options: Options) -> Iterator[dict[str, Any]]:
@@ -48,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--options", type=Options.from_json, required=True)
     parser.add_argument("names", nargs="+")
     chosen = parser.parse_args(arguments)
-    from benchmarks.gpu.context import context
+    from benchmarks.context import context
 
     here = context(chosen.options)
     failures = 0
@@ -63,7 +64,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _once(name: str, here: Context) -> None:
-    from benchmarks.gpu import kernels, model_setup, small_shapes, specs
+    from benchmarks.gpu import model_setup, small_shapes
+    from benchmarks.measure import once
+    from benchmarks.specs import spec_named
 
     if name in SMALL_SHAPES:
         small_shapes.main([name])
@@ -72,7 +75,7 @@ def _once(name: str, here: Context) -> None:
         with here.ours():
             bert_fast.warmup(model, [(2, 8 if here.rehearse else 384)], training="training" in name)
     else:
-        kernels.once(specs.spec_named(name, here), here)
+        once(spec_named(name, here), here)
 
 
 if __name__ == "__main__":

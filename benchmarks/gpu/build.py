@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from benchmarks.gpu.plan import ROOT, Options
+from benchmarks.options import ROOT, Options
 
 _PIP = ("-m", "pip", "install", "--no-build-isolation", "--no-deps", "-e", ".")
 

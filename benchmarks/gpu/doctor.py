@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from benchmarks.gpu.plan import Options
+from benchmarks.options import Options
 
 
 def run(name: str, options: Options) -> Iterator[dict[str, Any]]:

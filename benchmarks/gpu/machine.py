@@ -7,7 +7,7 @@ import subprocess
 from collections.abc import Iterator
 from typing import Any
 
-from benchmarks.gpu.plan import Options
+from benchmarks.options import Options
 
 _FIELDS = (
     "name", "driver_version", "pstate", "temperature.gpu", "power.draw", "power.limit", "clocks.sm", "clocks.mem",

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 
 import bert_fast
+from benchmarks.context import Context, context
+from benchmarks.contract import error_ratios
 from benchmarks.gpu import model_setup as setup
-from benchmarks.gpu.context import Context, context
-from benchmarks.gpu.contract import error_ratios
-from benchmarks.gpu.plan import Options
-from benchmarks.gpu.specs_attention import squad_lengths
-from benchmarks.gpu.timing import Timing
+from benchmarks.graphs import capture
+from benchmarks.options import Options
+from benchmarks.timing import Timing
+from benchmarks.workloads import squad_lengths
 
 
 def run(name: str, options: Options) -> Iterator[dict[str, Any]]:
@@ -146,20 +147,6 @@ def _graphed(here: Context, provider: str, call: Callable[[], Tensor]) -> Iterat
         yield row | {"difference": difference} | _milliseconds(here.clock.latency(replay))
     except Exception as error:  # noqa: BLE001 - what cannot be captured is a result
         yield row | {"error": "".join(traceback.format_exception(error))[-4000:]}
-
-
-def capture(call: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
-    """``call`` as a CUDA graph: what replays it, and the tensor that it fills."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            call()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        out = call()
-    return graph.replay, out
 
 
 def contract(here: Context, model: nn.Module, texts: setup.Texts) -> dict[str, Any]:

@@ -11,24 +11,15 @@ import torch
 from torch import Tensor, nn
 
 import bert_fast
-from benchmarks.gpu.context import Context
+from benchmarks import shapes
+from benchmarks.context import Context
+from benchmarks.shapes import SHAPES
 from bert_fast import PackedBatch
-
-_SHAPES = {
-    "base": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072},
-    "large": {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096},
-}
-_TINY = {
-    "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64,
-    "vocab_size": 97, "max_position_embeddings": 64,
-}  # fmt: skip
-# Operations a token, forward: the matrix products of the encoder, and attention's by sequence length.
-_FLOPS = {"base": (169.9e6, 36.9e3), "large": (604.0e6, 98.3e3)}
 
 
 def settings(here: Context, size: str) -> dict[str, Any]:
     """The config of a model: "base" or "large"; tiny in a rehearsal."""
-    return dict(_TINY if here.rehearse else _SHAPES[size])
+    return dict(SHAPES["tiny" if here.rehearse else size])
 
 
 def ours(here: Context, size: str, kind: str = "BertModel") -> nn.Module:
@@ -61,10 +52,7 @@ def attention_kinds() -> dict[str, str | None]:
 
 def flops(here: Context, size: str, lengths: list[int]) -> float:
     """Floating-point operations of the encoder's forward pass over sequences of these lengths."""
-    if here.rehearse:
-        return float(sum(lengths))
-    a_token, a_pair = _FLOPS[size]
-    return sum(a_token * n + a_pair * n * n for n in lengths)
+    return shapes.flops(settings(here, size), lengths)
 
 
 @dataclass(frozen=True)

@@ -6,27 +6,7 @@ GPU is lost to it. Nothing here imports PyTorch: the process that watches stays 
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass
-from pathlib import Path
-
-ROOT = Path(__file__).resolve().parents[2]
-
-
-@dataclass(frozen=True)
-class Options:
-    """What the command line chose; the worker gets it as JSON."""
-
-    rehearse: bool = False
-    quick: bool = False
-    dtype: str = "bfloat16"
-
-    def to_json(self) -> str:
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> Options:
-        return cls(**json.loads(text))
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity
 
+from benchmarks.context import Context
 from benchmarks.gpu import model_setup as setup
-from benchmarks.gpu.context import Context
-from benchmarks.gpu.specs_attention import squad_lengths
+from benchmarks.workloads import squad_lengths
 
 _SHOWN = 20
 

@@ -8,8 +8,9 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu.files import load
-from benchmarks.gpu.plan import ROOT, Item, Options, Section
+from benchmarks.files import load
+from benchmarks.gpu.plan import Item, Section
+from benchmarks.options import ROOT, Options
 
 # Not through the package: a report is also written where bert_fast is not installed, or its install is broken.
 atomic_write = load(ROOT / "bert_fast" / "io.py").atomic_write

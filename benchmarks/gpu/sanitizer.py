@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu.plan import ROOT, Options
+from benchmarks.options import ROOT, Options
 
 _FOUND = 86  # the exit status that says the tool found something
 _SUMMARY = re.compile(r"(?:ERROR|RACECHECK) SUMMARY: .*")

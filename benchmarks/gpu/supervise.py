@@ -12,9 +12,10 @@ from collections import deque
 from contextlib import suppress
 from pathlib import Path
 
-from benchmarks.gpu.plan import ROOT, Item, Options
+from benchmarks.gpu.plan import Item
 from benchmarks.gpu.report import Report
 from benchmarks.gpu.worker import LOST
+from benchmarks.options import ROOT, Options
 
 _POLL = 0.1
 _STARTUP = 120.0  # seconds for a worker to import and start its first item

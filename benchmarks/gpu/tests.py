@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu.plan import ROOT, Options
 from benchmarks.gpu.pytest_record import LOST
+from benchmarks.options import ROOT, Options
 
 _LARGE = "tests/gpu/test_large.py"
 _PROCESSES = 8  # at most, beside each other: each keeps a CUDA context on the GPU

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from benchmarks.context import Context
 from benchmarks.gpu import model_setup as setup
-from benchmarks.gpu.context import Context
 
 _SEQUENCES, _MEAN = 64, 254
 _HIDDEN_SHARE = 0.15

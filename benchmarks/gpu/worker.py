@@ -19,7 +19,7 @@ import traceback
 from pathlib import Path
 from typing import Any, TextIO
 
-from benchmarks.gpu.plan import Options
+from benchmarks.options import Options
 
 LOST = 17  # exit status: the GPU no longer answers this process
 

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 
 import torch
 
-from benchmarks.gpu.context import Context
-from benchmarks.gpu.kernels import check, closure
-from benchmarks.gpu.plan import Options
-from benchmarks.gpu.specs import Spec, Tensors, spec_named
+from benchmarks.context import Context
+from benchmarks.measure import check, closure
+from benchmarks.options import Options
+from benchmarks.specs import spec_named
+from benchmarks.specs.spec import Spec, Tensors
 from benchmarks.tuning.table import Rule
 from bert_fast import backend
 from bert_fast.kernels import attention_plan, launch

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from benchmarks.gpu import build
-from benchmarks.gpu.plan import Options
+from benchmarks.options import Options
 
 UNKNOWN = "bert_fast: BERT_FAST_CUDA_ARCHS names ['90'], but nvcc knows ['75', '80']"
 

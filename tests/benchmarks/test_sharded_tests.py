@@ -9,7 +9,7 @@ import pytest
 import without_hypothesis
 
 from benchmarks.gpu import tests
-from benchmarks.gpu.plan import Options
+from benchmarks.options import Options
 
 TESTS = """
 import os, pathlib, pytest

@@ -2,9 +2,10 @@
 
 import pytest
 
-from benchmarks.gpu.plan import SECTIONS, Options
+from benchmarks.gpu.plan import SECTIONS
 from benchmarks.gpu.report import Report
 from benchmarks.gpu.summary import DESIGN_COPY, DESIGN_MATMUL, TARGETS, summarise, table
+from benchmarks.options import Options
 
 
 @pytest.fixture

@@ -6,9 +6,10 @@ import time
 
 import pytest
 
-from benchmarks.gpu.plan import SECTIONS, Item, Options, Section, deadlines, selected
+from benchmarks.gpu.plan import SECTIONS, Item, Section, deadlines, selected
 from benchmarks.gpu.report import Report
 from benchmarks.gpu.supervise import Supervisor
+from benchmarks.options import Options
 
 # A worker whose items do what their names say; each start is noted beside the events.
 WORKER = """

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from benchmarks.gpu import timing
+from benchmarks import timing
 
 
 class PaperGpu:

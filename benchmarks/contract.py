@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.gpu.files import load
-from benchmarks.gpu.plan import ROOT
+from benchmarks.files import load
+from benchmarks.options import ROOT
 
 error_ratios = load(ROOT / "tests" / "numerics.py").error_ratios
 

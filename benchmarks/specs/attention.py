@@ -13,29 +13,19 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from benchmarks.gpu.context import Context
-from benchmarks.gpu.specs import Cost, Provider, Spec, Tensors, missing
+from benchmarks.context import Context
+from benchmarks.specs.peers import transformer_engine_attention, xformers_attention
+from benchmarks.specs.spec import Cost, Provider, Spec, Tensors, missing
+from benchmarks.workloads import squad_lengths
 from bert_fast import ops, reference
 
 SITE = 1
 
 
-def squad_lengths(sequences: int, *, mean: float = 175.0, longest: int = 384, seed: int = 0) -> list[int]:
-    """Lengths like those of SQuAD's questions with their paragraphs.
-
-    Lognormal about ``mean`` with a spread of 0.4, cut to 16 .. ``longest``: the shape of the published histogram, not
-    the data itself, which no benchmark here downloads.
-    """
-    spread = 0.4
-    generator = torch.Generator().manual_seed(seed)
-    normal = torch.randn(sequences, generator=generator)
-    lengths = torch.exp(normal * spread) * mean / torch.exp(torch.tensor(spread**2 / 2))
-    return lengths.round().clamp(min(16, longest), longest).int().tolist()
-
-
 def spec(context: Context, length: int | None, p: float, bias: bool = False) -> Spec:
     """Attention over sequences of ``length`` tokens each, or of SQuAD-like lengths for None."""
     fixed = None if length is None else min(length, 24) if context.rehearse else length
+    first = "training" if p > 0 else "forward"
 
     def make(tokens: int, seed: int) -> Tensors:
         lengths = _ragged(context, tokens) if fixed is None else [fixed] * max(1, tokens // fixed)
@@ -56,7 +46,7 @@ def spec(context: Context, length: int | None, p: float, bias: bool = False) -> 
         one, hidden = t["q"].numel() * t["q"].element_size(), t["q"][0].numel()
         flops = 4 * hidden * sum(n * n for n in t["lengths"])
         forward, backward = Cost(4 * one, flops), Cost(8 * one, flops * 5 // 2)
-        return {"training" if p > 0 else "forward": forward, "backward": backward}
+        return {first: forward, "backward": backward}
 
     def truth(t: Tensors, p: float) -> Tensor:
         dropout = {"p": p, "seed": t["seed"] if p > 0 else None, "site": SITE}
@@ -67,7 +57,7 @@ def spec(context: Context, length: int | None, p: float, bias: bool = False) -> 
     peers = [] if bias else [*_varlen(context), *([] if fixed is None else _dense(context))]
     terms = max(context.sizes.head_dim, fixed or 384)
     leaves = ("q", "k", "v", "bias") if bias else ("q", "k", "v")
-    return Spec("attention", make, truth, (_ours(context), *peers), costs, leaves, p, terms)
+    return Spec("attention", make, truth, (_ours(context), *peers), costs, (first, "backward"), leaves, p, terms)
 
 
 def _ragged(context: Context, tokens: int) -> list[int]:
@@ -87,11 +77,12 @@ def _ragged(context: Context, tokens: int) -> list[int]:
 def _ours(context: Context) -> Provider:
     def run(t: Tensors, p: float) -> Tensor:
         with context.ours():
-            if "plan" not in t:  # made once for all layers of a model, hence not timed
-                t["plan"] = ops.attention_plan(t["cu_seqlens"])
+            plan = f"plan {context.backend}"
+            if plan not in t:  # made once for all layers of a model, hence not timed
+                t[plan] = ops.attention_plan(t["cu_seqlens"])
             dropout = {"p": p, "seed": t["seed"], "site": SITE}
             return ops.attention(
-                t["q"], t["k"], t["v"], t["cu_seqlens"], t["max_seqlen"], bias=t["bias"], plan=t["plan"], **dropout
+                t["q"], t["k"], t["v"], t["cu_seqlens"], t["max_seqlen"], bias=t["bias"], plan=t[plan], **dropout
             )
 
     return Provider("bert_fast", run, masks=True)
@@ -125,8 +116,10 @@ def _varlen(context: Context) -> list[Provider]:
 
     return [
         Provider("torch varlen_attn", torch_varlen, missing=on_gpu),
-        Provider("flash-attn 2", flash_2, missing=missing("flash_attn")),
-        Provider("flash-attn 3", flash_3, missing=missing("flash_attn_interface")),
+        Provider("flash-attn 2", flash_2, missing=missing("flash_attn", context)),
+        Provider("flash-attn 3", flash_3, missing=missing("flash_attn_interface", context)),
+        Provider("xformers", xformers_attention, missing=missing("xformers", context)),
+        Provider("transformer-engine", transformer_engine_attention, missing=missing("transformer_engine", context)),
     ]
 
 
@@ -144,6 +137,7 @@ def _dense(context: Context) -> list[Provider]:
         return Provider(f"sdpa {name}", run, missing=missing)
 
     return [
+        provider("math", SDPBackend.MATH, None),
         provider("flash", SDPBackend.FLASH_ATTENTION, None),
         provider("cudnn", SDPBackend.CUDNN_ATTENTION, on_gpu),
         provider("efficient", SDPBackend.EFFICIENT_ATTENTION, on_gpu),

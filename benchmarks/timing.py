@@ -6,12 +6,15 @@ wait. A clock says so when the host could not keep ahead all the same.
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+
+from benchmarks import rounds
 
 Run = Callable[[], object]
 
@@ -39,6 +42,7 @@ class CpuClock:
     """Wall time, for a rehearsal: short, and no measurement."""
 
     name = "wall clock"
+    interleaves = False
 
     def cold(self, runs: Sequence[Run], seconds: float = 0.0, calls: int = 1) -> Timing:
         """As :meth:`CudaClock.cold`."""
@@ -53,10 +57,42 @@ class CpuClock:
     latency = steady
 
 
+class WallClock:
+    """Wall time on the CPU: contenders take turns, and each takes its sets of inputs in turn."""
+
+    name = "wall clock, interleaved"
+    interleaves = True
+    _ROUNDS = 100
+
+    def race(
+        self, contenders: dict[str, Sequence[Run]], seconds: float = 2.0, *, warmup: int = 3, at_least: int = 5
+    ) -> dict[str, Timing]:
+        """Times of the contenders over common rounds, about ``seconds`` for all of them together."""
+        turns = {name: _in_turn(runs) for name, runs in contenders.items()}
+        found = rounds.samples(turns, self._ROUNDS, warmup=warmup, budget=seconds, at_least=at_least)
+        return {name: Timing.of(samples) for name, samples in found.items()}
+
+    def cold(self, runs: Sequence[Run], seconds: float = 0.5, calls: int = 1) -> Timing:
+        """As :meth:`CudaClock.cold`, without a way to empty the caches: other inputs than the last call's."""
+        return self.race({"": runs}, seconds)[""]
+
+    def steady(self, run: Run, seconds: float = 1.0) -> Timing:
+        """As :meth:`CudaClock.steady`."""
+        return self.cold([run], seconds)
+
+    latency = steady
+
+
+def _in_turn(runs: Sequence[Run]) -> Run:
+    cycle = itertools.cycle(runs)
+    return lambda: next(cycle)()
+
+
 class CudaClock:
     """CUDA events on the current stream."""
 
     name = "CUDA events"
+    interleaves = False
     _SLEEP_HZ = 2e9  # cycles a second of the sleeping kernel; a slower clock only sleeps longer
     _QUEUE = 16  # runs waiting behind one sleep, so that the driver's queue of launches does not fill
 
@@ -79,7 +115,7 @@ class CudaClock:
         count = int(min(100, max(10, seconds / (device + flush))))
         queue = max(1, min(self._QUEUE, 400 // max(calls, 1)))
         samples: list[float] = []
-        late = rounds = 0
+        late = queues = 0
         while len(samples) < count:
             events = [_pair() for _ in range(min(queue, count - len(samples)))]
             awake = self._sleep_for(1.5 * len(events) * host + 1e-3)
@@ -91,10 +127,10 @@ class CudaClock:
                 end.record()
             host = max(host, (time.perf_counter() - began) / len(events))
             late += awake is None or awake.query()
-            rounds += 1
+            queues += 1
             torch.cuda.synchronize()
             samples += [start.elapsed_time(end) / 1e3 for start, end in events]
-        return Timing.of(samples, host_bound=late > rounds // 4)
+        return Timing.of(samples, host_bound=late > queues // 4)
 
     def steady(self, run: Run, seconds: float = 1.0) -> Timing:
         """Time of one run among many that follow each other, as in a loop over batches; waits of the host count."""

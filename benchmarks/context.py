@@ -1,4 +1,4 @@
-"""Where a worker measures and how large: a GPU with the design's sizes, or a rehearsal on the CPU with tiny ones."""
+"""Where to measure and how large: a GPU with the design's sizes, a CPU with smaller ones, or a tiny rehearsal."""
 
 from __future__ import annotations
 
@@ -12,13 +12,16 @@ import torch
 from torch._functorch import config as functorch_config
 
 import bert_fast
-from benchmarks.gpu.plan import Options
-from benchmarks.gpu.timing import CpuClock, CudaClock
+from benchmarks.options import Options
+from benchmarks.timing import CpuClock, CudaClock, WallClock
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of the kernels' benchmarks: tokens when timed and when checked, BERT-base's widths, rows of the loss."""
+    """Of the kernels' benchmarks: tokens when timed and when checked, BERT-base's widths, rows of the loss.
+
+    ``optimizer`` holds hidden size, layers and vocabulary of the model whose weights an optimizer steps.
+    """
 
     tokens: int = 65536
     checked: int = 4096
@@ -28,6 +31,7 @@ class Sizes:
     vocabulary: int = 30522
     positions: int = 512
     loss_rows: int = 9830
+    optimizer: tuple[int, int, int] = (1024, 24, 30522)
 
     @property
     def head_dim(self) -> int:
@@ -35,7 +39,11 @@ class Sizes:
 
 
 QUICK = Sizes(tokens=16384, loss_rows=2458)
-TINY = Sizes(tokens=48, checked=48, hidden=32, intermediate=64, heads=2, vocabulary=97, positions=512, loss_rows=12)
+ON_CPU = Sizes(tokens=2048, checked=512, loss_rows=256, optimizer=(384, 6, 30522))
+TINY = Sizes(
+    tokens=48, checked=48, hidden=32, intermediate=64, heads=2, vocabulary=97, positions=512, loss_rows=12,
+    optimizer=(64, 2, 500),
+)  # fmt: skip
 
 
 class Context:
@@ -44,14 +52,27 @@ class Context:
     def __init__(self, options: Options) -> None:
         self.options = options
         self.rehearse = options.rehearse
-        if not self.rehearse and not torch.cuda.is_available():
-            raise RuntimeError("no CUDA GPU is available here; --rehearse runs everything small on the CPU")
-        self.device = torch.device("cpu" if self.rehearse else "cuda")
+        if options.device not in ("cuda", "cpu"):
+            raise ValueError(f'device must be "cuda" or "cpu", not {options.device!r}')
+        self.on_gpu = options.device == "cuda" and not self.rehearse
+        if self.on_gpu and not torch.cuda.is_available():
+            raise RuntimeError(
+                'no CUDA GPU is available here; device "cpu" measures on the CPU, a rehearsal runs everything small'
+            )
+        self.device = torch.device("cuda" if self.on_gpu else "cpu")
         # The interpreter's bfloat16 is wrong.
         self.dtype = torch.float32 if self.rehearse else getattr(torch, options.dtype)
-        self.sizes = TINY if self.rehearse else QUICK if options.quick else Sizes()
+        self.sizes = self._sizes(options)
         self.backend = "triton" if self.rehearse else "auto"
-        self.clock: CpuClock | CudaClock = CpuClock() if self.rehearse else CudaClock()
+        self.clock: CpuClock | CudaClock | WallClock = (
+            CpuClock() if self.rehearse else CudaClock() if self.on_gpu else WallClock()
+        )
+
+    def _sizes(self, options: Options) -> Sizes:
+        if self.rehearse:
+            return TINY
+        sizes = ON_CPU if not self.on_gpu else QUICK if options.quick else Sizes()
+        return replace(sizes, tokens=options.tokens) if options.tokens else sizes
 
     def generator(self, seed: int) -> torch.Generator:
         """A fresh generator on the device."""
@@ -62,6 +83,15 @@ class Context:
         """Within it bert_fast runs as it does for a user; in a rehearsal, its kernels in Triton's interpreter."""
         with bert_fast.use_backend(self.backend):
             yield
+
+    @contextmanager
+    def on(self, backend: str) -> Iterator[None]:
+        """Within it, what :meth:`ours` runs is ``backend``."""
+        before, self.backend = self.backend, backend
+        try:
+            yield
+        finally:
+            self.backend = before
 
     def with_hidden(self, hidden: int) -> Context:
         """The same context for a model of another width."""

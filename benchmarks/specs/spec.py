@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
 
-from benchmarks.gpu.context import Context
+from benchmarks.context import Context
 
 Tensors = dict[str, Any]
 
@@ -44,8 +44,9 @@ class Spec:
         make: ``(tokens, seed)`` -> inputs, floating ones in the context's dtype.
         truth: the definition, in plain PyTorch: in float64 the truth, in the dtype itself what eager errs.
         leaves: the inputs that get gradients.
-        costs: by direction: "forward" (nothing kept), "training" (forward that keeps what its backward needs),
-            "backward", "step" (forward and backward together).
+        costs: by direction, as ``directions`` names them.
+        directions: "forward" (nothing kept), "training" (forward that keeps what its backward needs), "backward",
+            "step" (forward and backward together).
         terms: of the longest sum behind an element, for float32 products.
         exact: whether the output is integers that must be equal.
     """
@@ -55,32 +56,26 @@ class Spec:
     truth: Callable[[Tensors, float], Tensor]
     providers: tuple[Provider, ...]
     costs: Callable[[Tensors], dict[str, Cost]]
+    directions: tuple[str, ...]
     leaves: tuple[str, ...] = ()
     p: float = 0.0
     terms: int = 1
     exact: bool = False
 
 
-def missing(package: str) -> str | None:
-    """Why a peer cannot be measured, or None."""
+def missing(package: str, context: Context | None = None) -> str | None:
+    """Why a peer cannot be measured, or None; with ``context`` for one that needs a GPU."""
+    if context is not None and context.device.type != "cuda":
+        return "needs a GPU"
     return None if importlib.util.find_spec(package) else f"{package} is not installed"
 
 
-def spec_named(name: str, context: Context) -> Spec:
-    """The spec of an item of the plan, such as "attention S=128 p=0.1"; H=1024 widens the rows, "bias" adds to scores.
+def with_reference(spec: Spec, context: Context) -> Spec:
+    """``spec`` with one provider more: ours on PyTorch's ops, as it runs where its kernels cannot."""
+    ours, *others = spec.providers
 
-    Raises:
-        KeyError: no such spec.
-    """
-    from benchmarks.gpu import specs_attention, specs_memory, specs_optimizer, specs_rows
+    def run(inputs: Tensors, p: float) -> Tensor:
+        with context.on("reference"):
+            return ours.run(inputs, p)
 
-    op, *rest = name.split()
-    facts = dict(part.split("=") for part in rest if "=" in part)
-    p = float(facts.get("p", 0))
-    if "H" in facts and not context.rehearse:
-        context = context.with_hidden(int(facts["H"]))
-    if op == "attention":
-        return specs_attention.spec(context, int(facts["S"]) if "S" in facts else None, p, bias="bias" in rest)
-    if op == "pool":
-        return specs_memory.pooling(context, rest[0])
-    return {**specs_rows.SPECS, **specs_memory.SPECS, **specs_optimizer.SPECS}[op](context, p)
+    return replace(spec, providers=(ours, replace(ours, name="bert_fast reference", run=run), *others))

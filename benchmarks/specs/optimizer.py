@@ -1,4 +1,4 @@
-"""LAMB and AdamW over the tensors of BERT-large, 335 million weights in float32."""
+"""LAMB and AdamW over the tensors of a BERT, in float32: BERT-large's 335 million on a GPU, MiniLM's 23 on a CPU."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
-from benchmarks.gpu.context import Context
-from benchmarks.gpu.specs import Cost, Provider, Spec, Tensors
+from benchmarks.context import TINY, Context
+from benchmarks.specs import peers
+from benchmarks.specs.spec import Cost, Provider, Spec, Tensors, missing
 from bert_fast import reference_optim
 from bert_fast.ops.lamb import adam_step
 from bert_fast.reference_optim import AdamGroup, AdamRule, AdamTensors
@@ -22,9 +23,8 @@ _NAMES = ("weights", "grads", "exp_avg", "exp_avg_sq")
 _ALIGNED = 64  # elements: a tensor of its own would begin as well aligned
 
 
-def _shapes(full: bool) -> list[tuple[int, ...]]:
-    """Of BERT-large for pretraining, or of a small one."""
-    hidden, layers, vocabulary = (1024, 24, 30522) if full else (64, 2, 500)
+def _shapes(hidden: int, layers: int, vocabulary: int) -> list[tuple[int, ...]]:
+    """The weights of a BERT for pretraining."""
     block = [(hidden, hidden), (hidden,)] * 4 + [(hidden,)] * 4
     block += [(4 * hidden, hidden), (4 * hidden,), (hidden, 4 * hidden), (hidden,)]
     around = [(vocabulary, hidden), (512, hidden), (2, hidden), (hidden,), (hidden,), (hidden, hidden), (hidden,)]
@@ -61,7 +61,8 @@ def _change(step: Callable[[Tensors], Any], t: Tensors) -> Tensor:
 def _spec(name: str, rule: AdamRule, limit: float | None, bytes_per_weight: int, context: Context, p: float) -> Spec:
     def make(tokens: int, seed: int) -> Tensors:
         full = tokens == context.sizes.tokens and not context.rehearse
-        shapes, generator = _shapes(full), context.generator(seed)
+        shapes = _shapes(*(context.sizes.optimizer if full else TINY.optimizer))
+        generator = context.generator(seed)
         size = sum(-(-math.prod(shape) // _ALIGNED) * _ALIGNED for shape in shapes)
         flats = {k: torch.randn(size, generator=generator, device=context.device) * 0.02 for k in _NAMES}
         flats["exp_avg_sq"].square_()
@@ -102,10 +103,18 @@ def _spec(name: str, rule: AdamRule, limit: float | None, bytes_per_weight: int,
     def truth(t: Tensors, p: float) -> Tensor:
         return _change(eager, t)
 
-    peers = [Provider("eager", provider(eager))]
-    if not rule.adapt:
-        peers.append(Provider("torch fused", provider(fused)))
-    return Spec(name, make, truth, (Provider("bert_fast", provider(ours)), *peers), costs)
+    def apex(t: Tensors) -> None:
+        if "apex" not in t:
+            t["apex"] = peers.apex_lamb(groups(t), limit or 0.0)
+        t["apex"].step()
+
+    others = [Provider("eager", provider(eager))]
+    if rule.adapt:
+        others.append(Provider("apex FusedLAMB", provider(apex), missing=missing("apex", context)))
+    else:
+        others.append(Provider("torch fused", provider(fused)))
+    providers = (Provider("bert_fast", provider(ours)), *others)
+    return Spec(name, make, truth, providers, costs, ("forward",))
 
 
 # AdamW reads weight, gradient and two moments, and writes all but the gradient: 28 bytes. LAMB needs the tensor's

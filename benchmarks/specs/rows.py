@@ -9,12 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.gpu.context import Context
-from benchmarks.gpu.specs import Cost, Provider, Spec, Tensors, missing
+from benchmarks.context import Context
+from benchmarks.specs import peers
+from benchmarks.specs.spec import Cost, Provider, Spec, Tensors, missing
 from bert_fast import ops, reference
 
 EPS = 1e-12
 SITE = 3
+_BOTH = ("forward", "backward")
 
 
 def _randn(context: Context, seed: int, **shapes: tuple[int, ...]) -> Tensors:
@@ -64,9 +66,14 @@ def dropout_add_layer_norm(context: Context, p: float) -> Spec:
             return {"forward": Cost(3 * rows), "training": Cost(4 * rows + statistics), "backward": Cost(3 * rows)}
         return {"training": Cost(4 * rows + statistics), "backward": Cost(4 * rows + statistics)}
 
-    providers = (Provider("bert_fast", ours, masks=True), *_with_compiled(context, eager))
+    def flash(t: Tensors, p: float) -> Tensor:
+        return peers.flash_dropout_add_layer_norm(t, p, EPS)
+
+    others = (*_with_compiled(context, eager), Provider("flash-attn", flash, missing=missing("flash_attn", context)))
+    providers = (Provider("bert_fast", ours, masks=True), *others)
     leaves = ("x", "residual", "weight", "bias", "x_bias")
-    return Spec("dropout_add_layer_norm", make, truth, providers, costs, leaves, p)
+    directions = ("forward", "training", "backward") if p == 0 else ("training", "backward")
+    return Spec("dropout_add_layer_norm", make, truth, providers, costs, directions, leaves, p)
 
 
 def layer_norm(context: Context, p: float) -> Spec:
@@ -90,9 +97,20 @@ def layer_norm(context: Context, p: float) -> Spec:
         rows = _size(t["x"])
         return {"forward": Cost(2 * rows), "backward": Cost(3 * rows + 8 * len(t["x"]))}
 
-    others = (*_with_compiled(context, eager), Provider("liger", liger, missing=missing("liger_kernel")))
-    providers = (Provider("bert_fast", ours), *others)
-    return Spec("layer_norm", make, lambda t, p: eager(t, p), providers, costs, ("x", "weight", "bias"))
+    def apex(t: Tensors, p: float) -> Tensor:
+        return peers.apex_layer_norm(t["x"], t["weight"], t["bias"], EPS)
+
+    def engine(t: Tensors, p: float) -> Tensor:
+        return peers.transformer_engine_layer_norm(t, EPS)
+
+    providers = (
+        Provider("bert_fast", ours),
+        *_with_compiled(context, eager),
+        Provider("liger", liger, missing=missing("liger_kernel", context)),
+        Provider("apex", apex, missing=missing("apex", context)),
+        Provider("transformer-engine", engine, missing=missing("transformer_engine", context)),
+    )
+    return Spec("layer_norm", make, eager, providers, costs, _BOTH, ("x", "weight", "bias"))
 
 
 def bias_gelu(context: Context, p: float) -> Spec:
@@ -111,7 +129,7 @@ def bias_gelu(context: Context, p: float) -> Spec:
         return {"forward": Cost(2 * _size(t["x"])), "backward": Cost(3 * _size(t["x"]))}
 
     providers = (Provider("bert_fast", ours), *_with_compiled(context, eager))
-    return Spec("bias_gelu", make, eager, providers, costs, ("x", "bias"))
+    return Spec("bias_gelu", make, eager, providers, costs, _BOTH, ("x", "bias"))
 
 
 def gelu_layer_norm(context: Context, p: float) -> Spec:
@@ -130,7 +148,7 @@ def gelu_layer_norm(context: Context, p: float) -> Spec:
         return {"forward": Cost(2 * _size(t["x"])), "backward": Cost(3 * _size(t["x"]) + 8 * len(t["x"]))}
 
     providers = (Provider("bert_fast", ours), *_with_compiled(context, eager))
-    return Spec("gelu_layer_norm", make, eager, providers, costs, ("x", "weight", "bias"))
+    return Spec("gelu_layer_norm", make, eager, providers, costs, _BOTH, ("x", "weight", "bias"))
 
 
 def scaled_masked_softmax(context: Context, p: float) -> Spec:
@@ -159,7 +177,7 @@ def scaled_masked_softmax(context: Context, p: float) -> Spec:
         return {"forward": Cost(2 * _size(t["scores"])), "backward": Cost(3 * _size(t["scores"]))}
 
     providers = (Provider("bert_fast", ours), *_with_compiled(context, eager))
-    return Spec("scaled_masked_softmax", make, truth, providers, costs, ("scores",))
+    return Spec("scaled_masked_softmax", make, truth, providers, costs, _BOTH, ("scores",))
 
 
 SPECS = {

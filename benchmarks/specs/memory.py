@@ -8,12 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.gpu.context import Context
-from benchmarks.gpu.specs import Cost, Provider, Spec, Tensors, missing
+from benchmarks.context import Context
+from benchmarks.specs import peers
+from benchmarks.specs.spec import Cost, Provider, Spec, Tensors, missing
 from bert_fast import ops, reference
 from bert_fast.ops.pooling import pool
 
 EPS = 1e-12
+_BOTH = ("forward", "backward")
 _TABLES = ("word", "position", "token_type")
 
 
@@ -64,7 +66,9 @@ def embedding_layer_norm(context: Context, p: float) -> Spec:
     def truth(t: Tensors, p: float) -> Tensor:
         return reference.embedding_layer_norm(*arguments(t), p=p, seed=t["seed"], site=-1)
 
-    return Spec("embedding_layer_norm", make, truth, providers, costs, (*_TABLES, "weight", "bias"), p)
+    directions = ("training", "backward") if p > 0 else ("forward", "training", "backward")
+    leaves = (*_TABLES, "weight", "bias")
+    return Spec("embedding_layer_norm", make, truth, providers, costs, directions, leaves, p)
 
 
 def cross_entropy(context: Context, p: float) -> Spec:
@@ -92,13 +96,17 @@ def cross_entropy(context: Context, p: float) -> Spec:
         # The logits read once and their gradient written once; 9,830 x 30,522 in bfloat16: 279 us at 4.3 TB/s.
         return {"step": Cost(2 * t["logits"].numel() * t["logits"].element_size())}
 
+    def flash(t: Tensors, p: float) -> Tensor:
+        return peers.flash_cross_entropy(t)
+
     providers = (
         Provider("bert_fast", ours),
         Provider("eager", eager),
         Provider("torch.compile", context.compiled(eager)),
-        Provider("liger", liger, missing=missing("liger_kernel")),
+        Provider("liger", liger, missing=missing("liger_kernel", context)),
+        Provider("flash-attn", flash, missing=missing("flash_attn", context)),
     )
-    return Spec("cross_entropy", make, eager, providers, costs, ("logits",))
+    return Spec("cross_entropy", make, eager, providers, costs, ("step",), ("logits",))
 
 
 def linear_cross_entropy(context: Context, p: float) -> Spec:
@@ -135,10 +143,10 @@ def linear_cross_entropy(context: Context, p: float) -> Spec:
         Provider("bert_fast", ours),
         Provider("eager", eager),
         Provider("torch.compile", context.compiled(eager)),
-        Provider("liger", liger, missing=missing("liger_kernel")),
+        Provider("liger", liger, missing=missing("liger_kernel", context)),
     )
-    leaves = ("hidden", "weight", "bias")
-    return Spec("linear_cross_entropy", make, eager, providers, costs, leaves, terms=context.sizes.vocabulary)
+    leaves, terms = ("hidden", "weight", "bias"), context.sizes.vocabulary
+    return Spec("linear_cross_entropy", make, eager, providers, costs, ("step",), leaves, terms=terms)
 
 
 def unpad(context: Context, p: float) -> Spec:
@@ -166,7 +174,8 @@ def unpad(context: Context, p: float) -> Spec:
     def costs(t: Tensors) -> dict[str, Cost]:
         return {"forward": Cost(t["mask"].numel() + 8 * int(t["mask"].sum()))}
 
-    return Spec("unpad", make, truth, (Provider("bert_fast", ours), Provider("eager", eager)), costs, exact=True)
+    providers = (Provider("bert_fast", ours), Provider("eager", eager))
+    return Spec("unpad", make, truth, providers, costs, ("forward",), exact=True)
 
 
 def _lengths(context: Context, tokens: int, seed: int) -> Tensor:
@@ -204,7 +213,7 @@ def _padding(context: Context, p: float, *, leave: bool) -> Spec:
         return {"forward": gather, "backward": scatter} if leave else {"forward": scatter, "backward": gather}
 
     providers = (Provider("bert_fast", ours), Provider("eager", eager))
-    return Spec("unpad_rows" if leave else "pad_rows", make, eager, providers, costs, ("x",))
+    return Spec("unpad_rows" if leave else "pad_rows", make, eager, providers, costs, _BOTH, ("x",))
 
 
 def pooling(context: Context, mode: str) -> Spec:
@@ -228,7 +237,8 @@ def pooling(context: Context, mode: str) -> Spec:
         vectors = 4 * (len(t["cu_seqlens"]) - 1) * t["x"].shape[1]
         return {"forward": Cost(rows + vectors), "backward": Cost(rows + vectors)}
 
-    return Spec(f"pool {mode}", make, eager, (Provider("bert_fast", ours), Provider("eager", eager)), costs, ("x",))
+    providers = (Provider("bert_fast", ours), Provider("eager", eager))
+    return Spec(f"pool {mode}", make, eager, providers, costs, _BOTH, ("x",))
 
 
 SPECS = {

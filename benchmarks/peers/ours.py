@@ -1,0 +1,31 @@
+"""bert_fast, given the padded batch as everybody else is."""
+
+from __future__ import annotations
+
+import torch
+
+import bert_fast
+from benchmarks.peers import Batch, Encode, Setup, version_of
+
+NAME = "bert_fast"
+
+
+def version() -> str:
+    return version_of("bert-fast")
+
+
+def missing(setup: Setup) -> str | None:
+    return None
+
+
+def prepare(model: torch.nn.Module, setup: Setup) -> Encode:
+    config = bert_fast.BertConfig.from_dict(model.config.to_dict())
+    own = bert_fast.BertModel(config, add_pooling_layer=False).to(setup.dtype)
+    own.load_state_dict({name: value for name, value in model.state_dict().items() if not name.startswith("pooler")})
+    own = own.to(setup.device).eval()
+
+    def encode(batch: Batch) -> torch.Tensor:
+        with torch.no_grad():
+            return own(input_ids=batch.input_ids, attention_mask=batch.attention_mask).last_hidden_state
+
+    return encode

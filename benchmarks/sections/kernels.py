@@ -1,0 +1,80 @@
+"""Every op beside its peers, with the share of this machine's roofs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from benchmarks.measure import closure, measure
+from benchmarks.roofs import Roof, rates, roofs
+from benchmarks.settings import Settings
+from benchmarks.specs import spec_named
+from benchmarks.specs.spec import Spec, with_reference
+
+OPS = (
+    "attention S=128",
+    "attention S=512",
+    "attention ragged",
+    "attention S=128 p=0.1",
+    "dropout_add_layer_norm",
+    "dropout_add_layer_norm p=0.1",
+    "layer_norm",
+    "bias_gelu",
+    "gelu_layer_norm",
+    "scaled_masked_softmax",
+    "embedding_layer_norm",
+    "embedding_layer_norm p=0.1",
+    "cross_entropy",
+    "linear_cross_entropy",
+    "unpad",
+    "pad_rows",
+    "unpad_rows",
+    "pool mean",
+    "pool max",
+    "lamb",
+    "adamw",
+)
+
+
+def run(settings: Settings) -> Iterator[dict[str, Any]]:
+    """The machine's roofs, then a row per op, provider and direction."""
+    here = settings.context
+    rows = list(roofs(here))
+    yield from rows
+    roof = Roof.of(rows)
+    for name, spec in specs(settings):
+        here.forget_compiled()
+        try:
+            for row in measure(spec, here, graphs=here.on_gpu):
+                row |= {"item": name, "dtype": settings.dtype}
+                yield row | (rates(row, roof) if "us" in row else {})
+        except RuntimeError as error:
+            yield {"item": name, "op": spec.op, "provider": spec.providers[0].name, "failed": str(error)[-2000:]}
+
+
+def specs(settings: Settings) -> Iterator[tuple[str, Spec]]:
+    """The ops that are asked for, each also on PyTorch's ops where ours has others."""
+    here = settings.context
+    for name in OPS:
+        if settings.wanted(name):
+            yield name, filtered(with_reference(spec_named(name, here), here), settings)
+
+
+def filtered(spec: Spec, settings: Settings) -> Spec:
+    """Without torch.compile where that was not asked for."""
+    from dataclasses import replace
+
+    kept = tuple(p for p in spec.providers if settings.compile or p.name != "torch.compile")
+    return replace(spec, providers=kept)
+
+
+def ours(settings: Settings) -> Iterator[tuple[str, Callable[[], object]]]:
+    """Calls of ours alone, by name: for one revision beside another."""
+    here = settings.context
+    for name in OPS:
+        if not settings.wanted(name):
+            continue
+        spec = spec_named(name, here)
+        given = spec.make(here.sizes.tokens, 2)
+        for direction in spec.directions:
+            yield f"{name}, {direction}", closure(spec, spec.providers[0], direction, given, here)
