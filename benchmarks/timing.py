@@ -28,14 +28,14 @@ class Timing:
     p80: float
     runs: int
     host_bound: bool = False  # the GPU may have waited for the host within a run
+    samples: tuple[float, ...] = ()
 
     @classmethod
     def of(cls, samples: Sequence[float], host_bound: bool = False) -> Timing:
         ordered = sorted(samples)
         last = len(ordered) - 1
-        return cls(
-            statistics.median(ordered), ordered[round(0.2 * last)], ordered[round(0.8 * last)], len(ordered), host_bound
-        )
+        p20, p80 = (ordered[round(share * last)] for share in (0.2, 0.8))
+        return cls(statistics.median(ordered), p20, p80, len(ordered), host_bound, tuple(samples))
 
 
 class CpuClock:

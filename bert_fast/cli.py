@@ -85,6 +85,13 @@ def _parser() -> argparse.ArgumentParser:
     convert.set_defaults(command=_convert)
 
     _add_tokenizer(commands, common)
+
+    # No prefix: to this parser nothing is an option, and everything goes on to the suite's own.
+    bench = commands.add_parser(
+        "bench", add_help=False, prefix_chars="\0", help="speed beside peers, right first: kernels, model, latency, ..."
+    )
+    bench.add_argument("rest", nargs="*")
+    bench.set_defaults(command=_bench)
     return parser
 
 
@@ -224,3 +231,30 @@ def _tokenizer_train(arguments: argparse.Namespace) -> int:
     options = {name: getattr(arguments, name) for name in names}
     print(train_tokenizer_files(arguments.inputs, arguments.output, model_max_length=arguments.max_length, **options))
     return 0
+
+
+def _bench(arguments: argparse.Namespace) -> int:
+    """Runs the suite of the source checkout that this package is installed from (editable).
+
+    The suite is no part of the package: it compares git revisions, holds peers against the tests' numeric contract,
+    and needs what a user of the library does not.
+    """
+    import importlib
+    import importlib.util
+    from pathlib import Path
+
+    folder = Path(__file__).resolve().parents[1] / "benchmarks"
+    if not (folder / "bench.py").is_file():
+        raise ValueError(
+            "bench runs the benchmarks of a source checkout, and bert_fast is installed without one: in a checkout, "
+            'pip install -e ".[bench]", then bert-fast bench (or, over this very install, python -m benchmarks.bench)'
+        )
+    if "benchmarks" not in sys.modules:
+        # by its place: the checkout on sys.path would make its folder `kernels` importable, which others look for
+        spec = importlib.util.spec_from_file_location(
+            "benchmarks", folder / "__init__.py", submodule_search_locations=[str(folder)]
+        )
+        assert spec is not None and spec.loader is not None
+        sys.modules["benchmarks"] = module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    return importlib.import_module("benchmarks.bench").main(arguments.rest, "bert-fast bench")

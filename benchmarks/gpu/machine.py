@@ -23,7 +23,7 @@ def run(name: str, options: Options) -> Iterator[dict[str, Any]]:
     if name == "facts":
         from benchmarks.environment import environment
 
-        yield environment() | {"memory_gib": _memory_gib(), "tools": {tool: _where(tool) for tool in _BINARIES}}
+        yield environment() | {"tools": {tool: _where(tool) for tool in _BINARIES}}
     elif name == "gpu":
         yield from _gpu(options)
     else:
@@ -37,15 +37,6 @@ _BINARIES = ("nvidia-smi", "nvcc", "compute-sanitizer", "ncu", "gcc", "g++")
 
 def _where(tool: str) -> str | None:
     return shutil.which(tool) or shutil.which(tool, path="/usr/local/cuda/bin")
-
-
-def _memory_gib() -> float | None:
-    import os
-
-    try:
-        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
-    except (AttributeError, OSError, ValueError):
-        return None  # no such system call on this platform
 
 
 def _gpu(options: Options) -> Iterator[dict[str, Any]]:

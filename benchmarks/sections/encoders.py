@@ -1,4 +1,4 @@
-"""The encoders of the model sections: one set of weights, every peer prepared over it and checked before it is timed."""
+"""The encoders of the model sections: one set of weights, every peer prepared over it, and right before it is timed."""
 
 from __future__ import annotations
 

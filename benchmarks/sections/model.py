@@ -76,7 +76,7 @@ def _compete(
     if len(orders[AS_GIVEN]) == 1:
         del orders[SORTED]  # one batch is one batch
     given = {order: [settings.to_device(batch) for batch in found] for order, found in orders.items()}
-    runs = {(order, c.name): _pass(c.encode, given[order]) for order in given for c in contenders}
+    runs = {(order, c.name): one_pass(c.encode, given[order]) for order in given for c in contenders}
     names = {f"{name}|{order}": (order, name) for order, name in runs}
     timings = settings.compete({label: runs[key] for label, key in names.items()})
     lengths, by_name = [len(row) for row in ids], {c.name: c for c in contenders}
@@ -96,7 +96,9 @@ def _compete(
         }  # fmt: skip
 
 
-def _pass(encode: Callable[[Batch], object], given: Sequence[Batch]) -> Callable[[], None]:
+def one_pass(encode: Callable[[Batch], object], given: Sequence[Batch]) -> Callable[[], None]:
+    """All batches once."""
+
     def run() -> None:
         for batch in given:
             encode(batch)
@@ -110,4 +112,4 @@ def ours(settings: Settings) -> Iterator[tuple[str, Callable[[], object]]]:
     ((contender,), _) = ready(settings, model, ("ours",))
     for workload, ids in workloads(settings, model):
         given = [settings.to_device(batch) for batch in batches(ids, settings.batch_size)]
-        yield workload, _pass(contender.encode, given)
+        yield workload, one_pass(contender.encode, given)

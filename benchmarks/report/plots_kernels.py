@@ -1,0 +1,75 @@
+"""The ops as plots: against the machine's roofline, and each as a share of what the machine can do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from benchmarks.report.canvas import COLOURS, OURS, Row, colour, figure_of, machine
+from benchmarks.roofs import Roof
+
+
+def roofline(rows: Sequence[Row], facts: dict[str, Any]) -> Any:
+    """Operations a second over operations a byte; None where no op has operations."""
+    import numpy as np
+
+    timed = [row for row in rows if row.get("flops") and "us" in row and "item" in row]
+    if not timed:
+        return None
+    roof = Roof.of(row for row in rows if "roof" in row)
+    figure, ((axis,),) = figure_of(9, 5.2)
+    low = min(row["flops"] / row["bytes"] for row in timed) / 3
+    high = max(max(row["flops"] / row["bytes"] for row in timed) * 3, 3 * roof.flops_per_s / roof.bytes_per_s)
+    x = np.geomspace(low, high, 200)
+    axis.plot(x, np.minimum(x * roof.bytes_per_s, roof.flops_per_s) / 1e12, color="#444444", linewidth=1.6)
+    axis.annotate(f"copy {roof.bytes_per_s / 1e9:,.0f} GB/s", (x[8], x[8] * roof.bytes_per_s / 1e12), rotation=33,
+                  va="bottom", fontsize=8, color="#444444")  # fmt: skip
+    axis.annotate(f"matmul {roof.flops_per_s / 1e12:,.3g} TFLOP/s", (x[-1], roof.flops_per_s / 1e12), ha="right",
+                  va="bottom", fontsize=8, color="#444444")  # fmt: skip
+    names = list(dict.fromkeys(row["provider"] for row in timed))
+    marks = {"forward": "o", "training": "s", "backward": "^", "step": "D"}
+    for row in timed:
+        ours = row["provider"] == OURS
+        axis.scatter(
+            row["flops"] / row["bytes"], row["tflop_per_s"], marker=marks[row["direction"]], s=60 if ours else 32,
+            color=colour(row["provider"], names), zorder=3 if ours else 2, alpha=0.95 if ours else 0.75,
+            edgecolors="white", linewidths=0.6,
+        )  # fmt: skip
+    for row in (row for row in timed if row["provider"] == OURS):
+        axis.annotate(
+            f"{row['item']}, {row['direction']}", (row["flops"] / row["bytes"], row["tflop_per_s"]), fontsize=6.5,
+            xytext=(6, 4), textcoords="offset points", color=COLOURS[0],
+        )  # fmt: skip
+    for name in names:
+        axis.scatter([], [], color=colour(name, names), label=name)
+    axis.set(xscale="log", yscale="log", xlabel="operations a byte", ylabel="TFLOP/s", title="Roofline")
+    axis.legend(fontsize=7, frameon=False, loc="lower right")
+    figure.text(0.01, -0.02, machine(facts) + ". Circle forward, square training, triangle backward, diamond both.",
+                fontsize=7, color="#666666")  # fmt: skip
+    return figure
+
+
+def shares(rows: Sequence[Row], facts: dict[str, Any]) -> Any:
+    """Every op, provider and direction on one line each."""
+    timed = [row for row in rows if "of_roof" in row]
+    if not timed:
+        return None
+    groups = list(dict.fromkeys((row["item"], row["direction"]) for row in timed))
+    names = list(dict.fromkeys(row["provider"] for row in timed))
+    figure, ((axis,),) = figure_of(9, 0.36 * len(groups) + 1.4)
+    for name in names[::-1]:
+        found = {(r["item"], r["direction"]): r["of_roof"] for r in timed if r["provider"] == name}
+        places = [i for i, key in enumerate(groups) if key in found]
+        axis.scatter(
+            [found[groups[i]] for i in places], places, color=colour(name, names), label=name,
+            s=58 if name == OURS else 30, zorder=3 if name == OURS else 2, edgecolors="white", linewidths=0.6,
+        )  # fmt: skip
+    axis.set_yticks(range(len(groups)), [f"{item}, {direction}" for item, direction in groups], fontsize=7.5)
+    axis.invert_yaxis()
+    axis.axvline(1.0, color="#444444", linewidth=1.2)
+    axis.set_xlim(left=0)
+    axis.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    axis.set(xlabel="of what the machine's copy and matmul speed allow", title="Share of the roof")
+    axis.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    figure.text(0.01, -0.01, machine(facts), fontsize=7, color="#666666")
+    return figure
