@@ -20,7 +20,8 @@ from benchmarks.timing import CpuClock, CudaClock, WallClock
 class Sizes:
     """Of the kernels' benchmarks: tokens when timed and when checked, BERT-base's widths, rows of the loss.
 
-    ``optimizer`` holds hidden size, layers and vocabulary of the model whose weights an optimizer steps.
+    ``optimizer`` holds hidden size, layers and vocabulary of the model whose weights an optimizer steps; ``roofs`` the
+    elements of the copy, the width of the square product, and the rows of a layer's products.
     """
 
     tokens: int = 65536
@@ -32,6 +33,7 @@ class Sizes:
     positions: int = 512
     loss_rows: int = 9830
     optimizer: tuple[int, int, int] = (1024, 24, 30522)
+    roofs: tuple[int, int, int] = (2**29, 8192, 32768)
 
     @property
     def head_dim(self) -> int:
@@ -39,10 +41,12 @@ class Sizes:
 
 
 QUICK = Sizes(tokens=16384, loss_rows=2458)
-ON_CPU = Sizes(tokens=2048, checked=512, loss_rows=256, optimizer=(384, 6, 30522))
+ON_CPU = Sizes(
+    tokens=2048, checked=512, loss_rows=256, optimizer=(384, 6, 30522), roofs=(2**24, 1024, 512)
+)  # fmt: skip
 TINY = Sizes(
     tokens=48, checked=48, hidden=32, intermediate=64, heads=2, vocabulary=97, positions=512, loss_rows=12,
-    optimizer=(64, 2, 500),
+    optimizer=(64, 2, 500), roofs=(2**16, 64, 16),
 )  # fmt: skip
 
 
@@ -52,6 +56,7 @@ class Context:
     def __init__(self, options: Options) -> None:
         self.options = options
         self.rehearse = options.rehearse
+        self.small = options.rehearse or options.tiny
         if options.device not in ("cuda", "cpu"):
             raise ValueError(f'device must be "cuda" or "cpu", not {options.device!r}')
         self.on_gpu = options.device == "cuda" and not self.rehearse
@@ -69,7 +74,7 @@ class Context:
         )
 
     def _sizes(self, options: Options) -> Sizes:
-        if self.rehearse:
+        if self.small:
             return TINY
         sizes = ON_CPU if not self.on_gpu else QUICK if options.quick else Sizes()
         return replace(sizes, tokens=options.tokens) if options.tokens else sizes
@@ -100,9 +105,9 @@ class Context:
         return other
 
     def compiled(self, function: Callable) -> Callable:
-        """``torch.compile(function)``; in a rehearsal without code generation, which needs a C++ compiler and time."""
+        """``torch.compile(function)``; where all is small without code generation, which needs a compiler and time."""
         functorch_config.donated_buffer = False  # a backward that is timed runs many times over one forward
-        return torch.compile(function, backend="aot_eager" if self.rehearse else "inductor", dynamic=False)
+        return torch.compile(function, backend="aot_eager" if self.small else "inductor", dynamic=False)
 
     def forget_compiled(self) -> None:
         """So that no item meets the recompile limit on account of those before it."""

@@ -19,7 +19,7 @@ class Options:
         dtype: "float32", "bfloat16" or "float16".
         device: "cuda" or "cpu", where a measurement is meant (a rehearsal has no choice).
         tokens: of the kernels' timed inputs; 0 for the device's own number.
-        compile: whether torch.compile is among the peers.
+        tiny: a rehearsal's sizes, for a look at how things run and not how fast.
     """
 
     rehearse: bool = False
@@ -27,7 +27,7 @@ class Options:
     dtype: str = "bfloat16"
     device: str = "cuda"
     tokens: int = 0
-    compile: bool = True
+    tiny: bool = False
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))

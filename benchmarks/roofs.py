@@ -21,7 +21,7 @@ _PRODUCTS = {
 
 def roofs(here: Context) -> Iterator[dict[str, Any]]:
     """What this machine can do at all: a large copy, a large product, and the products of a BERT layer."""
-    size = 2**16 if here.rehearse else 2**29 if here.on_gpu else 2**24
+    size, n, rows = here.sizes.roofs
     copies = []
     for _ in range(SETS):
         source = torch.randn(size, generator=here.generator(0), device=here.device).to(here.dtype)
@@ -30,14 +30,12 @@ def roofs(here: Context) -> Iterator[dict[str, Any]]:
     moved = 2 * copies[0][1].nbytes
     yield {"roof": "copy", "bytes": moved, "us": timing.seconds * 1e6, "bytes_per_s": moved / timing.seconds}
     del copies
-    n = 64 if here.rehearse else 8192 if here.on_gpu else 1024
     yield {"roof": "matmul", **_product(here, n, n, n)}
     if here.device.type == "cpu":
         yield {"roof": "matmul packed", **_product(here, n, n, n, packed=True)}
     for model, shapes in _PRODUCTS.items():
         for k, m in shapes:
-            tokens, k, m = (16, 32, 32) if here.rehearse else (32768 if here.on_gpu else 512, k, m)
-            yield {"roof": f"{model} {k}x{m}", **_product(here, tokens, k, m)}
+            yield {"roof": f"{model} {k}x{m}", **_product(here, rows, *((32, 32) if here.small else (k, m)))}
 
 
 def _product(here: Context, tokens: int, k: int, m: int, packed: bool = False) -> dict[str, Any]:

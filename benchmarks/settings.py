@@ -71,9 +71,7 @@ class Settings:
     @functools.cached_property
     def context(self) -> Context:
         """Device, sizes of the kernels' inputs, and the clock."""
-        tokens = self.tokens or (64 if self.tiny else 0)
-        options = Options(dtype=self.dtype, device=self.device, tokens=tokens, compile=self.compile)
-        return Context(options)
+        return Context(Options(dtype=self.dtype, device=self.device, tokens=self.tokens, tiny=self.tiny))
 
     @functools.cached_property
     def scratch(self) -> Path:

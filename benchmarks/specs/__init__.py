@@ -18,7 +18,7 @@ def spec_named(name: str, context: Context) -> Spec:
     op, *rest = name.split() or [""]
     facts = dict(part.split("=") for part in rest if "=" in part)
     p = float(facts.get("p", 0))
-    if "H" in facts and not context.rehearse:
+    if "H" in facts and not context.small:
         context = context.with_hidden(int(facts["H"]))
     if op == "attention":
         return attention.spec(context, int(facts["S"]) if "S" in facts else None, p, bias="bias" in rest)

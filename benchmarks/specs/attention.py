@@ -24,7 +24,7 @@ SITE = 1
 
 def spec(context: Context, length: int | None, p: float, bias: bool = False) -> Spec:
     """Attention over sequences of ``length`` tokens each, or of SQuAD-like lengths for None."""
-    fixed = None if length is None else min(length, 24) if context.rehearse else length
+    fixed = None if length is None else min(length, 24) if context.small else length
     first = "training" if p > 0 else "forward"
 
     def make(tokens: int, seed: int) -> Tensors:
@@ -62,7 +62,7 @@ def spec(context: Context, length: int | None, p: float, bias: bool = False) -> 
 
 def _ragged(context: Context, tokens: int) -> list[int]:
     """As many sequences as make up the tokens, the last as long as is left; the same for every set of inputs."""
-    if context.rehearse:
+    if context.small:
         return [17, 1, 30]
     lengths: list[int] = []
     total = 0

@@ -151,7 +151,7 @@ def linear_cross_entropy(context: Context, p: float) -> Spec:
 
 def unpad(context: Context, p: float) -> Spec:
     """Mask to indices; the one op that waits for the GPU, so its time is a latency."""
-    length = 16 if context.rehearse else 128
+    length = 16 if context.small else 128
 
     def make(tokens: int, seed: int) -> Tensors:
         batch = max(1, tokens // length)
@@ -180,7 +180,7 @@ def unpad(context: Context, p: float) -> Spec:
 
 def _lengths(context: Context, tokens: int, seed: int) -> Tensor:
     """Lengths of up to 128 (16 in a rehearsal), of so many sequences that all of them padded are ``tokens`` places."""
-    longest = 16 if context.rehearse else 128
+    longest = 16 if context.small else 128
     count = max(1, tokens // longest)
     return torch.randint(1, longest + 1, (count,), generator=context.generator(seed), device=context.device)
 
@@ -190,7 +190,7 @@ def _padding(context: Context, p: float, *, leave: bool) -> Spec:
 
     def make(tokens: int, seed: int) -> Tensors:
         lengths = _lengths(context, tokens, seed)
-        mask = torch.arange(16 if context.rehearse else 128, device=context.device) < lengths[:, None]
+        mask = torch.arange(16 if context.small else 128, device=context.device) < lengths[:, None]
         indices = mask.flatten().nonzero().squeeze(1)
         shape = (*mask.shape, context.sizes.hidden) if leave else (len(indices), context.sizes.hidden)
         x = torch.randn(shape, generator=context.generator(seed), device=context.device).to(context.dtype)

@@ -60,7 +60,7 @@ def _change(step: Callable[[Tensors], Any], t: Tensors) -> Tensor:
 
 def _spec(name: str, rule: AdamRule, limit: float | None, bytes_per_weight: int, context: Context, p: float) -> Spec:
     def make(tokens: int, seed: int) -> Tensors:
-        full = tokens == context.sizes.tokens and not context.rehearse
+        full = tokens == context.sizes.tokens and not context.small
         shapes = _shapes(*(context.sizes.optimizer if full else TINY.optimizer))
         generator = context.generator(seed)
         size = sum(-(-math.prod(shape) // _ALIGNED) * _ALIGNED for shape in shapes)

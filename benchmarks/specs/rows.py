@@ -152,7 +152,7 @@ def gelu_layer_norm(context: Context, p: float) -> Spec:
 
 
 def scaled_masked_softmax(context: Context, p: float) -> Spec:
-    keys = 16 if context.rehearse else 128
+    keys = 16 if context.small else 128
     scale = 1 / math.sqrt(context.sizes.head_dim)
 
     def make(tokens: int, seed: int) -> Tensors:
