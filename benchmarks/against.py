@@ -128,7 +128,8 @@ class Worker:
         environment = dict(os.environ)
         if site is not None:
             environment["PYTHONPATH"] = os.pathsep.join([str(site), *filter(None, [environment.get("PYTHONPATH")])])
-        self._errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")
+        # What the process says in its distress; a pipe that nobody reads would make it wait.
+        self._errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
         self._process = subprocess.Popen(
             [sys.executable, str(_WORKER)], env=environment, cwd=tempfile.gettempdir(), text=True,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors,

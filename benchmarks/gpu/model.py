@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import traceback
-import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 import bert_fast
 from benchmarks.context import Context, context
 from benchmarks.contract import error_ratios
+from benchmarks.counting import host_syncs
 from benchmarks.gpu import model_setup as setup
 from benchmarks.graphs import capture
 from benchmarks.options import Options
@@ -124,7 +124,8 @@ def _throughput(
     row = {
         "provider": provider, "batch": count, "tokens": tokens, "longest": max(texts.lengths),
         "sequences_per_s": count / timing.seconds, "tokens_per_s": tokens / timing.seconds,
-        "flops_per_s": setup.flops(here, size, texts.lengths) / timing.seconds, "host_syncs": host_syncs(here, call),
+        "flops_per_s": setup.flops(here, size, texts.lengths) / timing.seconds,
+        "host_syncs": host_syncs(call) if here.on_gpu else None,
     }  # fmt: skip
     peak = here.peak_memory(call)
     yield row | _milliseconds(timing) | ({} if peak is None else {"peak_mib": peak / 2**20})
@@ -164,21 +165,6 @@ def contract(here: Context, model: nn.Module, texts: setup.Texts) -> dict[str, A
     if not ratio <= 1 or not torch.isfinite(found).all():
         raise ArithmeticError(f"the model's error is {ratio:.2f} times what the numeric contract allows")
     return {"provider": "bert_fast", "error_ratio": ratio, "right": True}
-
-
-def host_syncs(here: Context, call: Callable[[], object]) -> int | None:
-    """How often one call makes the host wait for the GPU, as PyTorch's debug mode sees it; None on the CPU."""
-    if here.device.type != "cuda":
-        return None
-    torch.cuda.synchronize()
-    with warnings.catch_warnings(record=True) as seen:
-        warnings.simplefilter("always")
-        torch.cuda.set_sync_debug_mode("warn")
-        try:
-            call()
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
-    return sum("called a synchronizing CUDA operation" in str(warning.message) for warning in seen)
 
 
 def _milliseconds(timing: Timing) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.context import Context
+from benchmarks.counting import host_syncs
 from benchmarks.gpu import model_setup as setup
 
 _SEQUENCES, _MEAN = 64, 254
@@ -57,8 +58,6 @@ def _row(
         optimizer.step()
         optimizer.zero_grad()
 
-    from benchmarks.gpu.model import host_syncs
-
     first = loss_of(model).item()
     timing = here.clock.steady(step)
     last = loss_of(model).item()
@@ -71,7 +70,7 @@ def _row(
         "sequences_per_s": len(lengths) / timing.seconds, "tokens_per_s": tokens / timing.seconds,
         "flops_per_s": 3 * setup.flops(here, "large", lengths) / timing.seconds, "ms": timing.seconds * 1e3,
         "p20": timing.p20 * 1e3, "p80": timing.p80 * 1e3, "runs": timing.runs, "loss": [first, last],
-        "host_syncs": host_syncs(here, step), "peak_mib": None if peak is None else peak / 2**20,
+        "host_syncs": host_syncs(step) if here.on_gpu else None, "peak_mib": None if peak is None else peak / 2**20,
     }  # fmt: skip
 
 

@@ -25,6 +25,8 @@ def peers(rows: Sequence[Row], facts: dict[str, Any]) -> Any:
     timed = [row for row in rows if "tokens_per_s" in row and not row["workload"].startswith("padding")]
     if not timed:
         return None
+    from matplotlib.ticker import MaxNLocator
+
     workloads = list(dict.fromkeys(row["workload"] for row in timed))
     names = list(dict.fromkeys(row["peer"] for row in timed))
     given = {(r["workload"], r["peer"]): r["tokens_per_s"] for r in timed if r["order"] == "as handed in"}
@@ -43,10 +45,12 @@ def peers(rows: Sequence[Row], facts: dict[str, Any]) -> Any:
         axis.invert_yaxis()
         axis.set_xlim(0, 1.18 * max(whole))
         axis.tick_params(axis="x", labelsize=7)
+        axis.xaxis.set_major_locator(MaxNLocator(4))
+        axis.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:g}k")
         mean = next(row["mean_tokens"] for row in timed if row["workload"] == workload)
         axis.set_title(f"{workload}\n{mean:.0f} tokens on average", fontsize=9)
     figure.supxlabel("tokens a second; strong: texts as handed in, light: sorted by length", fontsize=8, y=-0.04)
-    figure.suptitle(f"{timed[0]['model']}: {machine(facts)}", fontsize=9, y=1.06)
+    figure.text(0.01, -0.1, f"{timed[0]['model']}: {machine(facts)}", fontsize=7, color="#666666")
     return figure
 
 
@@ -113,6 +117,10 @@ def scaling(rows: Sequence[Row], facts: dict[str, Any]) -> Any:
                 line = (fit["fixed_us"] + fit["each_us"] * along) / 1e3
             axis.plot(along, line, color=colour(name, names), label=f"{name}\n{fit['law']}", linewidth=1.3)
         axis.set(xscale="log", yscale="log", xlabel=sweep)
+        values = sorted({row["value"] for row in timed if row["sweep"] == sweep})
+        axis.set_xticks(values, [f"{value:,}" for value in values], fontsize=7)
+        axis.minorticks_off()
+        axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axis.legend(fontsize=6, frameon=False)
     axes[0][0].set_ylabel("ms")
     figure.suptitle(f"How cost grows: {timed[0]['model']}, {machine(facts)}", fontsize=9, y=1.0)
