@@ -39,6 +39,9 @@ def compare(revision: str, sections: Sequence[str], settings: Settings) -> Itera
         try:
             for case in [case for case in now.cases if case in then.cases]:
                 yield {"case": case, "revision": commit} | _raced(case, then, now, settings.seconds)
+            for worker in (then, now):
+                for section, reason in worker.failed.items():
+                    yield {"case": section, "revision": commit, "not run": f"{worker.name}: {reason}"}
             for case in sorted(set(now.cases) ^ set(then.cases)):
                 where = "this tree" if case in now.cases else commit[:12]
                 yield {"case": case, "revision": commit, "not run": f"only {where} runs it"}
@@ -116,7 +119,7 @@ def _has_build_tools() -> bool:
     return all(importlib.util.find_spec(name) for name in ("pybind11", "setuptools", "wheel"))
 
 
-class WorkerError(RuntimeError):
+class WorkerError(ValueError):
     """A worker could not do what it was asked; the message holds its own."""
 
 
@@ -141,6 +144,7 @@ class Worker:
             self.stop()
             raise
         self.cases: list[str] = answer["cases"]
+        self.failed: dict[str, str] = answer["failed"]
         self.package: str = answer["package"]
         if site is not None and not Path(self.package).is_relative_to(site):
             self.stop()
@@ -166,7 +170,8 @@ class Worker:
             line = ""
         if not line:
             self._errors.seek(0)
-            raise WorkerError(f"the process of {self.name} ended: {self._errors.read()[-2000:].strip()}")
+            said = self._errors.read().strip().splitlines() or ["it said nothing"]
+            raise WorkerError(f"the process of {self.name} ended: {said[-1][:500]}")
         return json.loads(line)
 
     def stop(self) -> None:

@@ -52,7 +52,7 @@ def benchmarked(benchmark: Any, here: Context, runs: Sequence[Callable[[], objec
     samples = iter(measured)
     CLOCK.advance(0.0)
     try:
-        benchmark.pedantic(lambda: CLOCK.advance(next(samples)), rounds=len(measured), iterations=1, warmup_rounds=0)
+        benchmark.pedantic(lambda: CLOCK.advance(next(samples, 0.0)), rounds=len(measured), iterations=1)
     finally:
         CLOCK.reset()
 

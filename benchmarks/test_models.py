@@ -51,7 +51,7 @@ def encoder(settings, model):
 
 @pytest.mark.parametrize("peer", peers.NAMES)
 @pytest.mark.parametrize("order", [AS_GIVEN, SORTED], ids=["as_given", "sorted"])
-@pytest.mark.parametrize("workload", WORKLOADS)
+@pytest.mark.parametrize("workload", WORKLOADS, ids=lambda name: name.replace(" ", "_"))
 @pytest.mark.benchmark(timer=CLOCK)
 def test_throughput(workload, order, peer, benchmark, settings, workload_ids, encoder):
     ids = workload_ids[workload]

@@ -1,8 +1,11 @@
 """`bert-fast bench` as a whole, tiny: rows, tables, JSON, plots and page; who is wrong is not timed."""
 
 import json
+import os
 import re
-from types import SimpleNamespace
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +18,7 @@ from benchmarks.sections import encoders  # noqa: E402
 from benchmarks.settings import Settings  # noqa: E402
 from bert_fast import cli  # noqa: E402
 
+ROOT = Path(__file__).resolve().parents[2]
 TINY = ("--tiny", "--device", "cpu", "--dtype", "float32", "--threads", "1", "--seconds", "0.02")
 BESIDE = ("--peers", "ours", "hugging_face")
 
@@ -202,27 +206,61 @@ def test_a_wrong_kernel_is_not_timed():
         list(measure(replace(spec, providers=(off, eager)), here))
 
 
-def test_pytest_benchmark_gets_the_samples_of_a_gpus_clock():
-    """The fixture's rounds are the clock's samples, to the last digit; without a GPU it times the calls itself."""
-    from benchmarks.replay import CLOCK, benchmarked
+REPLAYED = """
+from types import SimpleNamespace
+import pytest
+from benchmarks.replay import CLOCK, benchmarked
 
-    samples = (3e-6, 5e-6, 4e-6)
-    clock = SimpleNamespace(cold=lambda runs: SimpleNamespace(samples=samples))
-    seen = []
+clock = SimpleNamespace(cold=lambda runs: SimpleNamespace(samples=(3e-6, 5e-6, 4e-6)))
 
-    class Fixture:
-        disabled = False
+@pytest.mark.benchmark(timer=CLOCK, group="on a GPU")
+def test_gpu(benchmark):
+    benchmarked(benchmark, SimpleNamespace(on_gpu=True, clock=clock), [lambda: None])
+    assert 0 < CLOCK() < CLOCK(), "afterwards the clock is the host's again"
 
-        def pedantic(self, call, rounds, iterations, warmup_rounds):
-            for _ in range(rounds):
-                began = CLOCK()
-                call()
-                seen.append(CLOCK() - began)
+@pytest.mark.benchmark(timer=CLOCK, group="on a CPU")
+def test_cpu(benchmark):
+    calls = []
+    benchmarked(benchmark, SimpleNamespace(on_gpu=False), [lambda: calls.append(1), lambda: calls.append(2)])
+    assert calls[:4] == [1, 2, 1, 2]
+"""
 
-    benchmarked(Fixture(), SimpleNamespace(on_gpu=True, clock=clock), [lambda: None])
-    assert seen == pytest.approx(samples)
-    first = CLOCK()
-    assert CLOCK() > first > 0, "afterwards the clock is the host's again"
+
+def test_pytest_benchmark_gets_the_samples_of_a_gpus_clock(tmp_path):
+    """Its rounds are the clock's samples, to the last digit; on a CPU it times the calls itself."""
+    pytest.importorskip("pytest_benchmark", reason="what is tested is how its fixture is fed")
+    (tmp_path / "test_replayed.py").write_text(REPLAYED)
+    out = tmp_path / "out.json"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path / "test_replayed.py")]
+    options = [f"--rootdir={tmp_path}", f"--benchmark-json={out}", "--benchmark-max-time=0.01"]
+    done = subprocess.run([*command, *options], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = {row["group"]: row["stats"] for row in json.loads(out.read_text())["benchmarks"]}
+    assert found["on a GPU"]["data"] == pytest.approx([3e-6, 5e-6, 4e-6])
+    assert found["on a GPU"]["median"] == pytest.approx(4e-6)
+    assert found["on a CPU"]["rounds"] > 3
+
+
+def test_pytest_benchmarks_collects_and_says_who_is_missing(tmp_path):
+    """As its users call it: the console script, groups, a saved JSON."""
+    pytest.importorskip("pytest_benchmark", reason="what is tested are its benchmarks")
+    out = tmp_path / "out.json"
+    code = "import sys, pytest; sys.exit(pytest.main(sys.argv[1:]))"  # as the script pytest: no folder on sys.path
+    options = ["--tiny", "--device=cpu", "--dtype=float32", "--threads=1", "-q", "-rs", "-p", "no:cacheprovider"]
+    kernel = "layer_norm-forward and not dropout and not embedding and not gelu"
+    chosen = f"not compile and (({kernel}) or (padding_40 and (ours or hugging_face)))"
+    limits = ["--benchmark-max-time=0.01", "--benchmark-min-rounds=2", f"--benchmark-json={out}"]
+    command = [sys.executable, "-c", code, "benchmarks", *options, *limits, "-k", chosen]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONSAFEPATH": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr
+    assert "liger: needs a GPU" in done.stdout
+    saved = json.loads(out.read_text())
+    kernels = [row for row in saved["benchmarks"] if row["group"] == "layer_norm, forward"]
+    assert {row["extra_info"]["provider"] for row in kernels} == {"bert_fast", "eager"}
+    assert all(row["extra_info"]["of_roof"] > 0 and row["extra_info"]["error_ratio"] <= 1 for row in kernels)
+    encoders = {row["extra_info"]["peer"] for row in saved["benchmarks"] if row["group"].startswith("padding 40%")}
+    assert encoders == {"bert_fast", "transformers"}
+    assert saved["machine_info"]["bert_fast"]["versions"]["torch"] == torch.__version__
 
 
 def test_saved_json_is_plain(run):
