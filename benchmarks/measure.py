@@ -10,6 +10,7 @@ import torch
 
 from benchmarks.context import Context
 from benchmarks.contract import poisoned, results, truth_of, worst
+from benchmarks.counting import host_syncs
 from benchmarks.graphs import capture
 from benchmarks.specs.spec import Provider, Spec, Tensors
 from benchmarks.timing import Timing
@@ -155,6 +156,8 @@ def row_of(timing: Timing) -> dict[str, Any]:
 
 def _replayed(runs: list[Callable[[], Any]], here: Context) -> dict[str, Any]:
     """GPU time of the same work launched by a CUDA graph, or why there is none."""
+    if waits := host_syncs(runs[0]):
+        return {"graph_error": f"waits for the GPU in {waits} places, which no graph can"}
     try:
         replays = [capture(run)[0] for run in runs]
         return {"graph_us": here.clock.cold(replays).seconds * 1e6}

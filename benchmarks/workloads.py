@@ -64,6 +64,7 @@ MIXES: dict[str, Callable[[int], list[int]]] = {
     "news": lambda count: lognormal_lengths(count, 60.0, 0.55, 256),
     "reviews": lambda count: lognormal_lengths(count, 200.0, 0.6, 512),
 }
+MEANS = {"uniform": 64.5, "squad": 175.0, "queries": 12.0, "news": 60.0, "reviews": 200.0}  # tokens a text
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ A peer is a module with
 - ``version()``: of the library;
 - ``missing(setup)``: why it cannot be measured so, or None;
 - ``prepare(model, setup)``: from transformers' ``BertModel`` in ``setup.dtype``, a call that takes a :class:`Batch` and
-  returns the last hidden states, ``[B, S, H]``, as a tensor or an array.
+  returns the last hidden states, ``[B, S, H]`` or packed ``[T, H]``, as a tensor or an array.
 
 What a peer returns is held against float64 before it is timed, see :mod:`benchmarks.sections.encoders`.
 """
@@ -29,6 +29,7 @@ Encode = Callable[[Batch], Any]
 # In the order of the tables; ours first, the one it is compared with second.
 NAMES = (
     "ours",
+    "ours_packed",
     "hugging_face",
     "hugging_face_flash",
     "hugging_face_compiled",

@@ -18,11 +18,16 @@ def missing(setup: Setup) -> str | None:
     return None
 
 
-def prepare(model: torch.nn.Module, setup: Setup) -> Encode:
+def encoder_of(model: torch.nn.Module, setup: Setup) -> bert_fast.BertModel:
+    """Our model with the weights of transformers' ``model``."""
     config = bert_fast.BertConfig.from_dict(model.config.to_dict())
     own = bert_fast.BertModel(config, add_pooling_layer=False).to(setup.dtype)
     own.load_state_dict({name: value for name, value in model.state_dict().items() if not name.startswith("pooler")})
-    own = own.to(setup.device).eval()
+    return own.to(setup.device).eval()
+
+
+def prepare(model: torch.nn.Module, setup: Setup) -> Encode:
+    own = encoder_of(model, setup)
 
     def encode(batch: Batch) -> torch.Tensor:
         with torch.no_grad():

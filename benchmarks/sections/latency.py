@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.counting import host_syncs
 from benchmarks.graphs import capture
 from benchmarks.peers import peer
 from benchmarks.sections.encoders import base_model, ready
@@ -86,6 +87,8 @@ def _call(settings: Settings, encode: Callable[[Batch], object], batch: Batch) -
 
 def _graphed(settings: Settings, encode: Callable[[Batch], Any], batch: Batch) -> Callable[[], object] | str:
     """The call as a CUDA graph, or why it cannot be one."""
+    if waits := host_syncs(lambda: encode(batch)):
+        return f"waits for the GPU in {waits} places, which no graph can"
     try:
         replay, out = capture(lambda: encode(batch))
         expected = encode(batch).clone()

@@ -10,7 +10,7 @@ import torch
 from benchmarks.sections.encoders import Contender, base_model, ready
 from benchmarks.settings import Settings
 from benchmarks.shapes import flops
-from benchmarks.workloads import MIXES, Batch, batches, padded_lengths, random_ids
+from benchmarks.workloads import MEANS, MIXES, Batch, batches, padded_lengths, random_ids
 
 PADDING = (0.0, 0.2, 0.4, 0.6, 0.8)
 AS_GIVEN, SORTED = "as handed in", "sorted"
@@ -27,15 +27,16 @@ def run(settings: Settings) -> Iterator[dict[str, Any]]:
 
 def workloads(settings: Settings, model: torch.nn.Module) -> Iterator[tuple[str, list[list[int]]]]:
     """Token ids of every workload asked for: "mix news", "padding 40%", "texts NAME"."""
-    config, count = model.config, _count(settings)
+    config = model.config
     for name, lengths in MIXES.items():
         if settings.wanted(f"mix {name}"):
+            count = _count(settings, MEANS[name])
             cut = [min(n, config.max_position_embeddings) for n in lengths(count)]
             yield f"mix {name}", random_ids(cut, config.vocab_size)
     longest = min(128, config.max_position_embeddings)
     for share in PADDING:
         if settings.wanted(name := f"padding {share:.0%}"):
-            size = min(settings.batch_size, count)
+            size = 6 if settings.tiny else settings.batch_size
             yield name, random_ids(padded_lengths(size, longest, share), config.vocab_size)
     if settings.texts is not None:
         yield f"texts {settings.texts.name}", tokenized(settings, config.max_position_embeddings)
@@ -54,19 +55,26 @@ def tokenized(settings: Settings, longest: int) -> list[list[int]]:
     if not Path(settings.model).is_dir():
         raise ValueError(f"--texts needs the folder of a model with its tokenizer as --model, not {settings.model!r}")
     lines = settings.texts.read_text(encoding="utf-8").splitlines()
-    texts = [line.strip() for line in lines if line.strip()][: _count(settings)]
+    texts = [line.strip() for line in lines if line.strip()][: settings.sequences or 256]
     if not texts:
         raise ValueError(f"{settings.texts} holds no text: it must have one a line")
     tokenizer = bert_fast.Tokenizer.from_pretrained(settings.model)
     return tokenizer(texts, truncation=True, max_length=min(256, longest))["input_ids"]
 
 
-def _count(settings: Settings) -> int:
+# About so many tokens in a mix: passes of seconds on a CPU, and long enough on a GPU.
+_TOKENS = {"cpu": {"minilm": 6144}, "cuda": {}}
+_OTHERWISE = {"cpu": 2048, "cuda": 262144}
+
+
+def _count(settings: Settings, mean: float) -> int:
+    """Texts of a mix: one batch and a half at least, so that their order matters."""
     if settings.sequences:
         return settings.sequences
     if settings.tiny:
         return 6
-    return 2048 if settings.device == "cuda" else 128 if settings.model_name == "minilm" else 64
+    tokens = _TOKENS[settings.device].get(settings.model_name, _OTHERWISE[settings.device])
+    return max(3 * settings.batch_size // 2, 16 * round(tokens / mean / 16))
 
 
 def _compete(
