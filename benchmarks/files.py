@@ -1,11 +1,13 @@
-"""Modules loaded by path: what has to work before bert_fast is installed, and what lies among the tests."""
+"""What has to work before bert_fast is installed: modules loaded by their path, and values as JSON holds them."""
 
 from __future__ import annotations
 
 import importlib.util
+import math
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 
 def load(path: Path) -> ModuleType:
@@ -23,3 +25,12 @@ def load(path: Path) -> ModuleType:
             del sys.modules[name]
             raise
     return sys.modules[name]
+
+
+def plain(value: Any) -> Any:
+    """Infinities and NaN as text, which JSON has no numbers for."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, dict):
+        return {str(key): plain(inner) for key, inner in value.items()}
+    return [plain(inner) for inner in value] if isinstance(value, (list, tuple)) else value

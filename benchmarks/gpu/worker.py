@@ -11,7 +11,6 @@ import argparse
 import faulthandler
 import importlib
 import json
-import math
 import os
 import sys
 import time
@@ -19,6 +18,7 @@ import traceback
 from pathlib import Path
 from typing import Any, TextIO
 
+from benchmarks.files import plain
 from benchmarks.options import Options
 
 LOST = 17  # exit status: the GPU no longer answers this process
@@ -59,18 +59,9 @@ def _run(label: str, options: Options, events: TextIO) -> bool:
 
 
 def _write(events: TextIO, **event: Any) -> None:
-    events.write(json.dumps(_plain(event), default=str, allow_nan=False) + "\n")
+    events.write(json.dumps(plain(event), default=str, allow_nan=False) + "\n")
     events.flush()
     os.fsync(events.fileno())
-
-
-def _plain(value: Any) -> Any:
-    """Infinities and NaN as text, which JSON has no numbers for."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    if isinstance(value, dict):
-        return {str(key): _plain(inner) for key, inner in value.items()}
-    return [_plain(inner) for inner in value] if isinstance(value, (list, tuple)) else value
 
 
 def _gpu_answers() -> bool:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from benchmarks.environment import environment, revision
+from benchmarks.files import plain
 from bert_fast.io import atomic_write
 
 SCHEMA = 1
@@ -40,15 +40,6 @@ class Run:
         """Complete or not at all."""
         text = json.dumps(plain(self.facts), indent=1, default=str, allow_nan=False)
         atomic_write(path, (text + "\n").encode())
-
-
-def plain(value: Any) -> Any:
-    """Infinities and NaN as text, which JSON has no numbers for."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    if isinstance(value, dict):
-        return {str(key): plain(inner) for key, inner in value.items()}
-    return [plain(inner) for inner in value] if isinstance(value, (list, tuple)) else value
 
 
 def read(path: Path) -> dict[str, Any]:
