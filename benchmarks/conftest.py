@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -40,7 +41,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
     from benchmarks.settings import Settings
 
-    option = config.getoption
+    def option(name: str) -> Any:
+        return config.getoption(name, None)  # no such option where this folder was not named: pytest .
+
     device = option("--device") or ("cuda" if torch.cuda.is_available() else "cpu")
     if device == "cuda" and not torch.cuda.is_available():
         raise pytest.UsageError("--device cuda: torch.cuda.is_available() is False here")
@@ -52,8 +55,8 @@ def pytest_configure(config: pytest.Config) -> None:
         model=option("--model-size") or ("base" if on_gpu else "minilm"),
         threads=torch.get_num_threads(),
         batch_size=256 if on_gpu else 32,
-        tokens=option("--tokens"),
-        tiny=option("--tiny"),
+        tokens=option("--tokens") or 0,
+        tiny=bool(option("--tiny")),
     )
 
 

@@ -68,6 +68,7 @@ def padding(rows: Sequence[Row], facts: dict[str, Any]) -> Any:
     axis.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     axis.set(xlabel="padding in the batch", ylabel="tokens a second, padding not counted", title="What padding costs")
     axis.set_ylim(bottom=0)
+    axis.yaxis.set_major_formatter(lambda value, _: f"{value / 1000:g}k")
     axis.legend(fontsize=7.5, frameon=False)
     figure.text(0.01, -0.02, f"{timed[0]['model']}: {machine(facts)}", fontsize=7, color="#666666")
     return figure
