@@ -101,6 +101,11 @@ def _settings(chosen: argparse.Namespace) -> Any:
     large = chosen.sections == ["scenario"]
     for name in chosen.peers or ():
         peers.peer(name)
+    if chosen.texts is not None and not (chosen.model and Path(chosen.model).is_dir() and chosen.texts.is_file()):
+        raise ValueError(
+            f"--texts must be a file, and --model the folder of a model with its tokenizer to read it with, not "
+            f"{str(chosen.texts)!r} and {chosen.model!r}"
+        )
     return Settings(
         device=device,
         dtype=chosen.dtype or ("bfloat16" if on_gpu else "float32"),

@@ -46,14 +46,10 @@ def tokenized(settings: Settings, longest: int) -> list[list[int]]:
     """The first texts of the file.
 
     Raises:
-        ValueError: there is no tokenizer to read them with, or there are no texts.
+        ValueError: there are none.
     """
-    from pathlib import Path
-
     import bert_fast
 
-    if not Path(settings.model).is_dir():
-        raise ValueError(f"--texts needs the folder of a model with its tokenizer as --model, not {settings.model!r}")
     lines = settings.texts.read_text(encoding="utf-8").splitlines()
     texts = [line.strip() for line in lines if line.strip()][: settings.sequences or 256]
     if not texts:

@@ -59,7 +59,8 @@ def transformer_engine_layer_norm(t: Tensors, eps: float) -> Tensor:
             module._parameters[name] = t[name]  # the very tensor, whose gradient is asked for
         return module
 
-    return _once(t, "te layer norm", make)(t["x"])
+    # inputs that get gradients are copies of the others, with weights of their own
+    return _once(t, f"te layer norm {id(t['weight'])}", make)(t["x"])
 
 
 def transformer_engine_attention(t: Tensors, p: float) -> Tensor:

@@ -28,7 +28,7 @@ def run(tmp_path_factory):
     """Every section, by the command line, and what it kept."""
     folder = tmp_path_factory.mktemp("bench")
     sections = ["kernels", "model", "latency", "training", "scaling", "scenario"]
-    only = ["attention S=128", "layer_norm", "padding 40", "mix news", "1 x 12", "layers", "hidden", "lamb"]
+    only = ["attention S=128", "layer_norm", "padding 40", "mix news", "1 x 12", "layers", "adamw"]
     kept = ["--json", str(folder / "run.json")]
     plots = pytest.importorskip("importlib").util.find_spec("matplotlib")
     if plots:
@@ -107,7 +107,7 @@ def test_mistakes_are_one_line(tmp_path, capsys):
     for arguments, said in (
         (["--from", str(broken)], "is not what"),
         (["model", *TINY, "--peers", "nobody"], "not 'nobody'"),
-        (["model", *TINY, "--texts", str(broken)], "--texts needs the folder of a model"),
+        (["model", *TINY, "--texts", str(broken)], "--model the folder of a model"),
         (["training", *TINY[1:], "--model", "elsewhere"], "not 'elsewhere'"),
         (["kernels", *TINY, "--against", "no-such-revision"], "not 'no-such-revision'"),
     ):
