@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent
+_ENOUGH = 5e-3  # seconds
 
 
 def main() -> int:
@@ -34,8 +35,9 @@ def main() -> int:
     import bert_fast
 
     _write(answers, {"cases": list(cases), "failed": failed, "package": bert_fast.__file__})
+    repeats: dict = {}
     for line in sys.stdin:
-        _write(answers, _timed(cases[json.loads(line)["case"]], settings))
+        _write(answers, _timed(cases[json.loads(line)["case"]], settings, repeats))
     return 0
 
 
@@ -59,17 +61,25 @@ def _settings(given: dict):
     return Settings(**given)
 
 
-def _timed(call, settings) -> dict:
+def _timed(call, settings, repeats: dict) -> dict:
+    """Seconds of one call, over as many as make a time that a clock can tell; how many, the first call says."""
     import torch
 
-    try:
+    def clocked(times: int) -> float:
         if settings.context.on_gpu:
             torch.cuda.synchronize()
         began = time.perf_counter()
-        call()
+        for _ in range(times):
+            call()
         if settings.context.on_gpu:
             torch.cuda.synchronize()
-        return {"seconds": time.perf_counter() - began}
+        return (time.perf_counter() - began) / times
+
+    try:
+        if call not in repeats:
+            clocked(1)
+            repeats[call] = max(1, min(1000, int(_ENOUGH / clocked(1))))
+        return {"seconds": clocked(repeats[call])}
     except Exception as error:  # noqa: BLE001 - what this revision cannot do is the case's result
         return {"error": f"{type(error).__name__}: {error}"[:500]}
 
