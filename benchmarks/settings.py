@@ -74,15 +74,13 @@ class Settings:
         return Context(Options(dtype=self.dtype, device=self.device, tokens=self.tokens, tiny=self.tiny))
 
     @functools.cached_property
-    def scratch(self) -> Path:
-        """A folder for the peers' files, gone with the settings."""
-        self.__dict__["_scratch"] = folder = tempfile.TemporaryDirectory(prefix="bert_fast_bench_")
-        return Path(folder.name)
+    def _folder(self) -> tempfile.TemporaryDirectory:
+        return tempfile.TemporaryDirectory(prefix="bert_fast_bench_")
 
-    @functools.cached_property
     def setup(self) -> peers.Setup:
-        """As peers are prepared."""
-        return peers.Setup(self.torch_dtype, self.threads, self.context.device, self.scratch)
+        """As peers are prepared for one model: the folder for their files is a new one, gone with the settings."""
+        scratch = Path(tempfile.mkdtemp(dir=self._folder.name))
+        return peers.Setup(self.torch_dtype, self.threads, self.context.device, scratch)
 
     def wanted(self, name: str) -> bool:
         """Whether ``only`` lets it through."""

@@ -86,16 +86,16 @@ def prepared(
 ) -> Iterator[tuple[Contender | None, dict[str, Any]]]:
     """Every peer asked for: the contender, or None and the row that says why it is not timed."""
     batch = check_batch(model)
-    truth = Truth(model, batch)
+    truth, setup = Truth(model, batch), settings.setup()
     for name in names or settings.peers:
         module = peers.peer(name)
         row: dict[str, Any] = {"peer": module.NAME}
-        if reason := module.missing(settings.setup):
+        if reason := module.missing(setup):
             yield None, row | {"not run": reason}
             continue
         row["version"] = module.version()
         try:
-            encode = module.prepare(model, settings.setup)
+            encode = module.prepare(model, setup)
             ratio = truth.error_ratio(encode(settings.to_device(batch)))
         except Exception as error:  # noqa: BLE001 - a peer that cannot run is a result
             yield None, row | {"error": "".join(traceback.format_exception(error))[-3000:]}
