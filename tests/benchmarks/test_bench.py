@@ -1,5 +1,6 @@
 """`bert-fast bench` as a whole, tiny: rows, tables, JSON, plots and page; who is wrong is not timed."""
 
+import importlib.util
 import json
 import os
 import re
@@ -30,8 +31,7 @@ def run(tmp_path_factory):
     sections = ["kernels", "model", "latency", "training", "scaling", "scenario"]
     only = ["attention S=128", "layer_norm", "padding 40", "mix news", "1 x 12", "layers", "adamw"]
     kept = ["--json", str(folder / "run.json")]
-    plots = pytest.importorskip("importlib").util.find_spec("matplotlib")
-    if plots:
+    if importlib.util.find_spec("matplotlib"):
         kept += ["--html", str(folder / "page.html"), "--plots", str(folder / "plots")]
     status = cli.main(["bench", *sections, *TINY, *BESIDE, "--no-compile", "--only", *only, *kept])
     return status, read(folder / "run.json"), folder

@@ -10,8 +10,10 @@ from twins import LENGTHS, TINY, B, S, ours
 
 from benchmarks.counting import counted, host_syncs
 from bert_fast import PackedBatch, use_backend
+from bert_fast.ops.attention_host import host_attention_reason
 from bert_fast.ops.linear import rows_to_pack
 
+pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="PyTorch has no oneDNN here")
 H, I = TINY["hidden_size"], TINY["intermediate_size"]  # noqa: E741
 T = sum(LENGTHS)
 PRODUCTS = 2 * (4 * H * H + 2 * H * I)  # operations a token and layer: q, k, v, output, and the two large ones
@@ -57,6 +59,8 @@ def kernels_call(layers, train=False):
 
 @pytest.mark.parametrize("cpu_linear", ["onednn"], indirect=True)
 def test_a_layer_of_cpu_inference(cpu_linear):
+    if reason := host_attention_reason():
+        pytest.skip(f"attention is PyTorch's ops here: {reason}")
     layer = a_layer(cpu_call)
     rows = rows_to_pack(T)
     assert layer.flops == rows * PRODUCTS, "a product more, or over rows that hold no token"
