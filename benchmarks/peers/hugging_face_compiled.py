@@ -7,7 +7,7 @@ import copy
 import torch
 from torch._inductor import config
 
-from benchmarks.peers import Batch, Encode, Setup, version_of
+from benchmarks.peers import Encode, Setup, version_of
 from benchmarks.peers.hugging_face import encoder
 
 NAME = "transformers, torch.compile"
@@ -22,12 +22,7 @@ def missing(setup: Setup) -> str | None:
 
 
 def prepare(model: torch.nn.Module, setup: Setup) -> Encode:
+    # For the process: to set it back around every call would cost the peer time. What trains, it does not concern.
+    config.freezing = config.freezing or setup.device.type == "cpu"
     # Dynamic sizes: batches of texts have all lengths, and one graph for each is minutes of compiling.
-    module = torch.compile(copy.deepcopy(model).to(setup.device, setup.dtype).eval(), dynamic=True)
-    compiled = encoder(module)
-
-    def encode(batch: Batch) -> torch.Tensor:
-        with config.patch(freezing=setup.device.type == "cpu"):
-            return compiled(batch)
-
-    return encode
+    return encoder(torch.compile(copy.deepcopy(model).to(setup.device, setup.dtype).eval(), dynamic=True))
