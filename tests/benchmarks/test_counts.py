@@ -124,7 +124,7 @@ def test_launches_of_a_layer_on_a_gpu():
         return call
 
     layer = a_layer(make_call)
-    assert 8 <= layer.launches <= 8 + 4
+    assert 0 < layer.launches <= 8 + 4
     assert host_syncs(make_call(2)) == 0
 
 
