@@ -29,7 +29,7 @@ def test_a_tree_beside_itself(workers):
     assert "kernels: layer_norm, forward" in now.cases
     assert Path(now.package).parent.name == "bert_fast"
     row = against._raced("kernels: layer_norm, forward", then, now, 0.05)
-    assert row["rounds"] >= 5 and row["then_us"] > 0 and row["now_us"] > 0
+    assert row["rounds"] >= 9 and row["then_us"] > 0 and row["now_us"] > 0
     assert row["low"] <= row["speedup"] <= row["high"]
 
 

@@ -86,7 +86,8 @@ def test_a_fit_finds_the_law_it_was_given():
 
 @pytest.mark.parametrize(
     ("now", "verdict"), [([0.5, 0.51, 0.49, 0.5, 0.5], "faster"), ([1.0, 0.98, 1.02, 0.99, 1.0], "same"),
-                         ([1.2, 1.25, 1.2, 1.3, 1.2], "SLOWER"), ([0.2, 3.0, 0.5, 2.0, 1.0], "same")]
+                         ([1.2, 1.25, 1.2, 1.3, 1.2], "SLOWER"), ([0.2, 3.0, 0.5, 2.0, 1.0], "same"),
+                         ([3.0, 1.0, 3.0, 3.0, 3.0], "same")],
 )  # fmt: skip
 def test_a_revision_is_faster_only_where_the_rounds_agree(now, verdict):
     assert paired([(1.0, seconds) for seconds in now])["verdict"] == verdict
