@@ -81,7 +81,8 @@ def paired(pairs: Sequence[tuple[float, float]]) -> dict[str, Any]:
     return {
         "then_us": 1e6 * statistics.median(then for then, _ in pairs),
         "now_us": 1e6 * statistics.median(now for _, now in pairs),
-        "speedup": statistics.median(ratios), "best": best, "low": low, "high": high, "rounds": len(pairs), "verdict": verdict,
+        "speedup": statistics.median(ratios), "best": best, "low": low, "high": high, "rounds": len(pairs),
+        "verdict": verdict,
     }  # fmt: skip
 
 
