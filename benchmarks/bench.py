@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -49,6 +50,7 @@ def _measure(chosen: argparse.Namespace) -> int:
     torch.set_num_threads(chosen.threads or torch.get_num_threads())
     settings = _settings(chosen)
     run = Run(settings.plain())
+    before = signal.signal(signal.SIGTERM, _stopped)
     names = chosen.sections or DEFAULT
     good = True
     try:
@@ -63,10 +65,15 @@ def _measure(chosen: argparse.Namespace) -> int:
                 good = _section(name, settings, run) and good
                 _write(run, chosen)
     finally:  # what an interrupted run had found is shown and kept, too
+        signal.signal(signal.SIGTERM, before)
         _show(run.facts)
         _write(run, chosen)
     _keep(run.facts, chosen)
     return 0 if good else 1
+
+
+def _stopped(number: int, frame: Any) -> None:
+    raise KeyboardInterrupt
 
 
 def _section(name: str, settings: Any, run: Any) -> bool:

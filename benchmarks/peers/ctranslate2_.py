@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 from typing import Any
 
 import numpy as np
@@ -34,9 +32,7 @@ def prepare(model: torch.nn.Module, setup: Setup) -> Encode:
     import ctranslate2
 
     target = setup.scratch / "ctranslate2"
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):  # progress bars
-        converter = ctranslate2.converters.TransformersConverter(str(saved(model, setup.scratch)))
-        converter.convert(str(target), force=True)
+    ctranslate2.converters.TransformersConverter(str(saved(model, setup.scratch))).convert(str(target), force=True)
     encoder = ctranslate2.Encoder(
         str(target), device="cpu", inter_threads=1, intra_threads=setup.threads, compute_type=_TYPES[setup.dtype]
     )

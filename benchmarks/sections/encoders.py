@@ -22,6 +22,7 @@ def base_model(settings: Settings, **changes: Any) -> torch.nn.Module:
     """transformers' ``BertModel`` in the settings' dtype on the CPU: random weights of a named size, or a folder's."""
     import transformers
 
+    transformers.utils.logging.disable_progress_bar()  # among the tables it is noise
     name = "tiny" if settings.tiny else settings.model
     torch.manual_seed(0)
     if name in SHAPES:
