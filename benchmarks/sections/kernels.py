@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 from benchmarks.gpu.plan import KERNELS
@@ -45,8 +46,6 @@ def specs(settings: Settings) -> Iterator[tuple[str, Spec]]:
 
 def filtered(spec: Spec, settings: Settings) -> Spec:
     """Without torch.compile where that was not asked for."""
-    from dataclasses import replace
-
     kept = tuple(p for p in spec.providers if settings.compile or p.name != "torch.compile")
     return replace(spec, providers=kept)
 
