@@ -140,6 +140,8 @@ def forward_loop(
         seed = tl.load(seed_ptr)
         unit = (token + row).to(tl.int64) * HEADS + head
 
+    # Carried in the units of the exponent, as rounded there: exp(old top - new top) computed from the scores' own units
+    # could be fused to a product of other digits than those that the sums so far were taken with.
     top = tl.full((BLOCK_M,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK_M,), tl.float32)
     out = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
@@ -158,10 +160,10 @@ def forward_loop(
             scores += load_bias(bias_ptr, query_offset[:, None], key_offset[None, :], mask, EXACT)
         if key_mask_ptr is not None or offset + BLOCK_N > length:
             scores = tl.where(seen[None, :], scores, float("-inf"))
-        new_top = tl.maximum(top, tl.max(scores, 1))
-        base = tl.where(new_top == float("-inf"), 0.0, new_top) * factor
+        new_top = tl.maximum(top, tl.max(scores, 1) * factor)
+        base = tl.where(new_top == float("-inf"), 0.0, new_top)
         probs = exponential(scores * factor, base[:, None], EXACT)
-        shrink = exponential(top * factor, base, EXACT)
+        shrink = exponential(top, base, EXACT)
         total = total * shrink + tl.sum(probs, 1)
         if seed_ptr is not None:
             keep = keep_columns(seed, site, threshold, unit, offset, BLOCK_N)
@@ -176,7 +178,7 @@ def forward_loop(
         norm = norm * keep_scale
     out = out * norm[:, None]
     store_rows(head_base(out_ptr, token, head, D, HEADS * D, 1), row, live, out, HEADS * D, D, BLOCK_D)
-    lse = natural_lse(top * factor, total, EXACT)
+    lse = natural_lse(top, total, EXACT)
     tl.store(lse_ptr + head64 * tokens + token + row, lse, mask=live)
 
 

@@ -255,9 +255,12 @@ def backward_keys(
     DO_TOKEN: tl.constexpr, Q_TOKEN: tl.constexpr, K_TOKEN: tl.constexpr, V_TOKEN: tl.constexpr,
     DK_TOKEN: tl.constexpr, DV_TOKEN: tl.constexpr, VECTOR: tl.constexpr,
     HEADS: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    PRECISION: tl.constexpr, EXACT: tl.constexpr,
+    STATS_GATHERED: tl.constexpr, PRECISION: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     """dk and dv of BLOCK_N keys, walking the queries with scores transposed.
+
+    STATS_GATHERED: lse and delta change hands between threads through shared memory. Where a thread holds a whole row
+    of scores, as out of tensor memory, some Tritons would rather load them once for every column.
 
     A key that is not there or not seen has probabilities of exp(0 - lse), which may be infinite: they stay within its
     own row, whose gradients are set to 0 at the end, so that the loop need not mask them.
@@ -299,6 +302,8 @@ def backward_keys(
         q = load_rows(q_base, row, row_live, Q_TOKEN, D, BLOCK_D)
         do = load_rows(do_base, row, row_live, DO_TOKEN, D, BLOCK_D)
         lse = tl.load(lse_base + row, mask=row_live, other=float("inf"))
+        if STATS_GATHERED:
+            lse = tl.gather(lse, row, 0)
         scores = dot(k, tl.trans(q), tl.zeros((BLOCK_N, BLOCK_M), tl.float32), PRECISION) * score_scale
         if bias_ptr is not None:
             query_offset = (offset + row).to(tl.int64) * bias_query
@@ -320,6 +325,8 @@ def backward_keys(
         else:
             dv = dot(probs.to(do.dtype), do, dv, PRECISION)
         delta = tl.load(delta_base + row, mask=row_live, other=0.0)
+        if STATS_GATHERED:
+            delta = tl.gather(delta, row, 0)
         dscores = probs * (dprobs - delta[None, :])
         dk = dot(dscores.to(q.dtype), q, dk, PRECISION)
         q_base += BLOCK_M * Q_TOKEN
@@ -361,6 +368,13 @@ def attention_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Gradients of :func:`attention_forward`, whose arguments q .. site and results out and lse these are.
 
+    They hold the numeric contract but for one case: 16 bits, a program that does not hold all keys of its rows, and in
+    practically every row one key with all the weight, so that the other probabilities are below 2**-24. dq and dk are
+    then 0 in truth and in eager PyTorch, whose delta is made of the very dprobs it is subtracted from. Here it is
+    rowsum(dout * out), summed in another order, and what is left is float32's rounding, some 2**-24 of dout times v.
+    float32 kernels take that out again by an eighth dot; for 16 bits it would buy gradients that vanish beside those
+    of any row that has not stopped learning.
+
     Args:
         dout: ``[T, N, D]`` in q's dtype, of any strides with D contiguous.
         need_dbias: also return the gradient of ``bias``.
@@ -387,7 +401,7 @@ def attention_backward(
         raise ValueError("need_dbias asks for the gradient of a bias, and bias is None")
     dbias = None
     if call.tokens == 0 or call.heads == 0 or call.batch == 0:
-        return dq, dk, dv, torch.zeros_like(bias) if need_dbias else None
+        return dq, dk, dv, torch.zeros(bias.shape, dtype=bias.dtype, device=q.device) if need_dbias else None
     with on_device(q):
         kernels = plan(max_seqlen, call.head_dim, q.dtype, dropout=call.dropout, masked=call.masked).backward
     shared = {**call.arguments(), "scale": scale}

@@ -14,6 +14,7 @@ from . import launch
 from .common import cdiv, next_power_of_2
 
 SMALLEST_SLOT = 16  # rows; dropout draws for 16 keys at a time
+TENSOR_MEMORY = (10, 11)  # GPU generations whose matrix instructions leave their results there
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +87,10 @@ def _plan(max_seqlen: int, block_d: int, itemsize: int, dropout: bool, masked: b
 
     def tiled(name: str) -> KernelPlan:
         parameters = launch.parameters(name, capability, **facts)
-        return kernel(name, {"BLOCK_M": parameters["BLOCK_M"], "BLOCK_N": parameters["BLOCK_N"]}, parameters)
+        blocks = {"BLOCK_M": parameters["BLOCK_M"], "BLOCK_N": parameters["BLOCK_N"]}
+        if name == "attention_backward_keys":
+            blocks["STATS_GATHERED"] = int(capability // 10 in TENSOR_MEMORY)
+        return kernel(name, blocks, parameters)
 
     forward = whole("attention_forward_tile") or tiled("attention_forward_loop")
     backward_tile = whole("attention_backward_tile")

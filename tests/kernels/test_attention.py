@@ -192,6 +192,41 @@ def test_saturated_softmax(device, precision, length, sharpness, p):
 
 
 @pytest.mark.parametrize("length", [30, 200])
+def test_rows_of_one_key(device, length):
+    """16-bit, every row one-hot: in one tile the gradients vanish as eager's do, beyond they are float32's rounding."""
+    case = problem(device, torch.float16, [length], heads=1, fused=False)
+    case.q.copy_(case.k * 30)
+    if length <= 64:
+        case.check()
+        return
+    out, _, dq, dk, dv, _ = case.kernels()
+    eager, truth = case.by_reference(torch.float16), case.by_reference(torch.float64)
+    for name, mine, index in (("out", out, 0), ("dv", dv, 3)):
+        assert_close_to_truth(mine, eager[index], truth[index], torch.float16, name=name)
+    dprobs = (case.dout.double()[:, 0] @ case.v.double()[:, 0].T).abs().max()
+    rounding = 2.0**-22 * dprobs * case.options["scale"]
+    assert (dq - truth[1]).abs().max() <= rounding * case.k.abs().max()
+    assert (dk - truth[2]).abs().max() <= rounding * case.q.abs().max()
+
+
+@pytest.mark.parametrize("p", [0.0, 0.2])
+def test_gathered_statistics_change_no_bit(device, monkeypatch, p):
+    """How GPUs with tensor memory read lse and delta, run by every other one and by the interpreter."""
+    from bert_fast.kernels import attention_plan, launch
+
+    case = problem(device, torch.float16, RAGGED["loop"], heads=1, p=p)
+    want = case.kernels()
+    generation = launch.architecture() // 10
+    monkeypatch.setattr(attention_plan, "TENSOR_MEMORY", (generation,))
+    attention_plan._plan.cache_clear()
+    chosen = attention_plan.plan(131, 64, torch.float16, dropout=p > 0)
+    assert chosen.backward[1].blocks["STATS_GATHERED"] == 1
+    for got, wanted in zip(case.kernels()[:5], want[:5], strict=True):
+        assert torch.equal(got, wanted)
+    attention_plan._plan.cache_clear()
+
+
+@pytest.mark.parametrize("length", [30, 200])
 @pytest.mark.parametrize("kind", ["scores", "bias"])
 def test_what_all_scores_share_costs_no_digits(device, length, kind):
     """float32: softmax of large scores close to each other, which are exact, is as exact as that of small ones."""
