@@ -104,8 +104,7 @@ def _gelu_layer_norm_backward(dy, x, x_bias, mean, rstd, weight, approximate):
 
 
 def _gelu_layer_norm_backward_fake(dy, x, x_bias, mean, rstd, weight, approximate):
-    sums = [weight.new_empty(weight.shape) for _ in range(2)]
-    return [x.new_empty(x.shape), *sums] + ([] if x_bias is None else [x_bias.new_empty(x_bias.shape)])
+    return [x.new_empty(x.shape), *(weight.new_empty(weight.shape) for _ in range(2 if x_bias is None else 3))]
 
 
 class _GeluLayerNorm(torch.autograd.Function):

@@ -125,23 +125,57 @@ def test_compiled_fullgraph_it_gives_the_same_numbers(case):
         assert torch.allclose(left, right, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("op", ["dropout_add_layer_norm", "gelu_layer_norm", "layer_norm", "bias_gelu"])
+def test_parameters_of_another_dtype(op):
+    """LayerNorms that stay in float32 while a linear layer's bias does not: each gradient in its parameter's dtype."""
+    x, residual, x_bias = (randn(*shape, dtype=torch.float16) for shape in ((T, H), (T, H), (H,)))
+    weight, bias = randn(H), randn(H)
+    function, tensors = {
+        "dropout_add_layer_norm": (
+            lambda x, r, w, b, c: ops.dropout_add_layer_norm(x, r, w, b, EPS, x_bias=c),
+            [x, residual, weight, bias, x_bias],
+        ),
+        "gelu_layer_norm": (
+            lambda x, w, b, c: ops.gelu_layer_norm(x, w, b, EPS, x_bias=c),
+            [x, weight, bias, x_bias],
+        ),
+        "layer_norm": (lambda x, w, b: ops.layer_norm(x, w, b, EPS), [x, weight, bias]),
+        "bias_gelu": (ops.bias_gelu, [x, bias]),
+    }[op]
+    want = run(function, tensors)
+    for got, tensor in zip(want[1:], tensors, strict=True):
+        assert got.dtype == tensor.dtype
+    compiled = torch.compile(function, backend="aot_eager", fullgraph=True)
+    for got, wanted in zip(run(compiled, tensors), want, strict=True):
+        assert got.dtype == wanted.dtype
+        torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-3)
+    with Record() as record:
+        run(function, tensors)
+    assert len(record.calls) == 2
+    for func, args in record.calls.items():
+        torch.library.opcheck(func, args, test_utils="test_faketensor")
+
+
+class Record(torch.utils._python_dispatch.TorchDispatchMode):
+    """Every op of ours that is reached inside, with the arguments of its first call."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace == "bert_fast":
+            self.calls.setdefault(func, [a.detach() if isinstance(a, torch.Tensor) else a for a in args])
+        return func(*args, **(kwargs or {}))
+
+
 def test_opcheck():
-    """Every op that a gradient-taking call reaches, with the very arguments it was called with."""
-    calls = {}
-
-    class Record(torch.utils._python_dispatch.TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            if func.namespace == "bert_fast":
-                calls.setdefault(func, args)
-            return func(*args, **(kwargs or {}))
-
-    for make, options, tensors in cases(torch.float32).values():
-        with Record():
+    with Record() as record:
+        for make, options, tensors in cases(torch.float32).values():
             run(make(ops, **options), tensors)
-    names = {func.name() for func in calls}
+    names = {func.name() for func in record.calls}
     assert {"bert_fast::attention", "bert_fast::attention_backward", "bert_fast::dropout_add_layer_norm"} <= names
-    for func, args in calls.items():
-        args = [a.detach() if isinstance(a, torch.Tensor) else a for a in args]
+    for func, args in record.calls.items():
         torch.library.opcheck(func, args, test_utils=("test_schema", "test_faketensor"))
         if not func.name().endswith("backward"):
             leaves = [
