@@ -140,6 +140,17 @@ def triton_reasons(device: torch.device) -> tuple[str, ...]:
     capability = torch.cuda.get_device_capability(device)
     if capability < MINIMUM_CAPABILITY:
         return (f"the GPU's compute capability {capability[0]}.{capability[1]} is below 8.0",)
+    return _starting_reasons()
+
+
+def _starting_reasons() -> tuple[str, ...]:
+    """Why Triton, which builds its launcher on first use, cannot do so here; empty when it can."""
+    import triton
+
+    try:
+        triton.runtime.driver.active.get_current_target()
+    except Exception as error:  # what may be missing is a C compiler, Python's headers or a directory to write in
+        return (f"Triton cannot start: {type(error).__name__}: {error}",)
     return ()
 
 

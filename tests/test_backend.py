@@ -1,5 +1,6 @@
 """The choice of a backend: asked for by name, per thread, with every reason against it."""
 
+import subprocess
 import threading
 
 import pytest
@@ -117,8 +118,34 @@ def test_gpus_that_triton_kernels_cannot_use(monkeypatch, capability, hip, reaso
     monkeypatch.setattr(backend.importlib.util, "find_spec", lambda name: object())
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(torch.version, "hip", hip)
+    monkeypatch.setattr(backend, "_starting_reasons", lambda: ())
     reasons = backend.triton_reasons.__wrapped__(torch.device("cuda"))
     assert (reason in reasons[0]) if reason else reasons == ()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("Failed to find C compiler"),
+        subprocess.CalledProcessError(1, ["gcc", "-O3"]),
+        PermissionError(13, "Permission denied", "/home/none/.triton"),
+    ],
+    ids=["no compiler", "no headers", "no place to write"],
+)
+def test_what_triton_needs_to_start_is_a_reason(monkeypatch, error):
+    """It builds its launcher with a C compiler when first asked for a kernel: many images lack one."""
+    triton = pytest.importorskip("triton")
+
+    class Driver:
+        @property
+        def active(self):
+            raise error
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setattr(triton.runtime, "driver", Driver())
+    (reason,) = backend.triton_reasons.__wrapped__(torch.device("cuda"))
+    assert reason == f"Triton cannot start: {type(error).__name__}: {error}"
 
 
 def test_the_extension_on_a_gpu_that_it_has_no_code_for(monkeypatch):
@@ -188,7 +215,6 @@ def test_unpadding_honours_the_reference(monkeypatch):
 
 def test_triton_is_never_imported_by_loading_a_model_and_running_it_on_the_cpu(tmp_path):
     """Nor is PyTorch's compiler, which imports it: a second, and 140 MiB."""
-    import subprocess
     import sys
 
     ours().save_pretrained(tmp_path)

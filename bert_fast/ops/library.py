@@ -1,6 +1,7 @@
 """How a kernel becomes an op of PyTorch: schema, implementation, fake, and a gradient at the Autograd key."""
 
 import functools
+import subprocess
 from collections.abc import Callable
 from typing import Any
 
@@ -93,8 +94,8 @@ def launch_on(tensor: Tensor) -> tuple[int, int]:
 
 
 def compile_errors() -> tuple[type[Exception], ...]:
-    """What Triton raises when a kernel does not compile or does not fit the GPU."""
+    """What Triton raises when a kernel does not compile, does not fit the GPU, or cannot be built or kept on disk."""
     from triton.compiler.errors import CompilationError
     from triton.runtime.errors import OutOfResources, PTXASError
 
-    return CompilationError, OutOfResources, PTXASError
+    return CompilationError, OutOfResources, PTXASError, subprocess.CalledProcessError, OSError
