@@ -20,7 +20,9 @@ pytest.importorskip("triton", reason="kernels are written in Triton, which is no
 SCRIPT = Path(__file__).with_name("compiled.py")
 ALL = os.environ.get("BERT_FAST_COMPILE") == "all"
 MAIN_CASES = (
-    r"attention D=(64|32|80|128) S=\d+( dropout| bias| key_mask)?$" if ALL else r"attention D=64 S=\d+( dropout)?$"
+    r"attention D=(64|32|80|128) S=\d+( dropout| bias| key_mask| dropout key_mask)?$"
+    if ALL
+    else r"attention D=64 S=\d+( dropout)?$"
 )
 MAIN_GPUS = ("80", "86", "89", "90", "100", "120") if ALL else ("80", "90")
 
