@@ -64,7 +64,7 @@ def wanted(x: Tensor) -> bool:
         torch.is_grad_enabled()
         and not torch.compiler.is_compiling()
         and backend.has_kernels(x.device)
-        and not torch.is_autocast_enabled(x.device.type)
+        and autocast_dtype(x.device) is None
         and torch._C._functorch.peek_interpreter_stack() is None
     )
 

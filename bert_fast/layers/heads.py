@@ -62,7 +62,7 @@ class BertLMPredictionHead(nn.Module):
         x, decoder = self.transform(x), self.decoder
         if not derived.plain_linear(decoder):
             return ops.cross_entropy(call(decoder, x), labels, ignore_index)
-        if x.dtype != decoder.weight.dtype and not torch.is_autocast_enabled(x.device.type):
+        if x.dtype != decoder.weight.dtype and autocast_dtype(x.device) is None:
             x = x.to(decoder.weight.dtype)
         return ops.linear_cross_entropy(
             x, decoder.weight, decoder.bias, labels, ignore_index, drop_ignored=compiling

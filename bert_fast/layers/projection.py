@@ -90,7 +90,7 @@ def call(module: nn.Module, x: Tensor) -> Tensor:
 
 
 def _autocast(x: Tensor) -> bool:
-    return torch.is_autocast_enabled(x.device.type)
+    return autocast_dtype(x.device) is not None
 
 
 def _packed(modules: tuple[nn.Module, ...], x: Tensor) -> PackedLinear | None:

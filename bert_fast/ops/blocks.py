@@ -97,7 +97,7 @@ def _outside_autocast(backward: Callable) -> Callable:
     def run(ctx: Any, dy: Tensor | None) -> tuple:
         if dy is None:
             return (None,) * len(ctx.needs_input_grad)
-        if not torch.is_autocast_enabled(dy.device.type):
+        if not autocast_dtype(dy.device):
             return backward(ctx, dy)
         with torch.autocast(dy.device.type, enabled=False):
             return backward(ctx, dy)

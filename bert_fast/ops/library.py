@@ -79,6 +79,14 @@ def addressable(*tensors: Tensor) -> bool:
     return held and not traced()
 
 
+def autocast_dtype(device: torch.device) -> torch.dtype | None:
+    """The dtype that autocast runs products in on ``device`` now; None without autocast, and where there is none."""
+    kind = device.type
+    if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
+        return None
+    return torch.get_autocast_dtype(kind)
+
+
 def dtype_reasons(**tensors: Tensor | None) -> list[str]:
     """What speaks against a kernel in the tensors' dtypes."""
     return [

@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 
 from bert_fast.ops import id_checks
 from bert_fast.ops.cross_entropy import LossRule, kernel_runs, write_rows
-from bert_fast.ops.library import below_autograd, define
+from bert_fast.ops.library import autocast_dtype, below_autograd, define
 from bert_fast.ops.loss import check_options, cross_entropy
 
 # Bytes of logits that exist at once. 16 MiB in caches are slower on CPU than 64: each chunk passes over the weight's
@@ -58,8 +58,9 @@ def linear_cross_entropy(
     """
     check_options(labels, hidden, label_smoothing, reduction)
     given = [hidden, weight] if bias is None else [hidden, weight, bias]
-    if torch.is_autocast_enabled(hidden.device.type) and hidden.dtype != torch.float64:
-        given = [x.to(torch.get_autocast_dtype(hidden.device.type)) for x in given]
+    lower = autocast_dtype(hidden.device)
+    if lower is not None and hidden.dtype != torch.float64:
+        given = [x.to(lower) for x in given]
     _check_operands(given)
     labels = labels.long()
     if not torch.compiler.is_compiling() and labels.device.type == "cpu":

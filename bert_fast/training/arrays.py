@@ -37,22 +37,28 @@ def whole(name: str, value: int) -> None:
         raise ValueError(f"{name} must be an integer, not {value!r}")
 
 
+def offsets(name: str, given: Integers, total: int, of: str) -> np.ndarray:
+    """``given`` as contiguous int64 ``[n + 1]`` from 0 to ``total``; what is between is not looked at."""
+    array = integers(name, given)
+    if not array.size or array[0] != 0 or array[-1] != total:
+        found = f"{array[0]} .. {array[-1]}" if array.size else "nothing"
+        raise ValueError(f"{name} must rise from 0 to the {total} {of}, not {found}")
+    return array
+
+
 def rising(name: str, given: Integers, total: int, of: str, least: int = 0) -> np.ndarray:
     """Offsets as int64 ``[n + 1]`` that rise from 0 to ``total``, by ``least`` or more each."""
-    offsets = integers(name, given)
-    if not offsets.size or offsets[0] != 0 or offsets[-1] != total:
-        found = f"{offsets[0]} .. {offsets[-1]}" if offsets.size else "nothing"
-        raise ValueError(f"{name} must rise from 0 to the {total} {of}, not {found}")
-    for first in range(0, offsets.size - 1, _CHECKED):  # part by part: they may be mapped from a file
-        some = offsets[first : first + _CHECKED + 1]
+    array = offsets(name, given, total, of)
+    for first in range(0, array.size - 1, _CHECKED):  # part by part: they may be mapped from a file
+        some = array[first : first + _CHECKED + 1]
         small = np.diff(some) < least
         if small.any():
             at = int(np.argmax(small))
             raise ValueError(f"{name} must rise by at least {least}, but has {some[at]} and then {some[at + 1]}")
-    return offsets
+    return array
 
 
 def function(name: str, ids: np.ndarray) -> Any:
     """The extension's function for the width of ``ids``; None without an extension."""
     module = extension.module()
-    return None if module is None else getattr(module, f"{name}_{ids.dtype.name}")
+    return None if module is None else getattr(module, f"{name}_int{8 * ids.itemsize}")

@@ -12,7 +12,7 @@ import numpy as np
 
 from bert_fast.tokenizer import Tokenizer
 from bert_fast.training import draws
-from bert_fast.training.arrays import Integers, function, integers, rising, token_ids, whole
+from bert_fast.training.arrays import Integers, function, integers, offsets, rising, token_ids, whole
 from bert_fast.training.draws import Draws, Purpose
 
 IGNORED = -100
@@ -133,13 +133,11 @@ class TokenMasking:
         """
         draws.check_seed(self.seed, epoch)
         ids = token_ids("input_ids", input_ids)
-        starts = rising("cu_seqlens", cu_seqlens, ids.size, "tokens of input_ids")
+        starts = offsets("cu_seqlens", cu_seqlens, ids.size, "tokens of input_ids")
         sequences = starts.size - 1
         numbers = np.arange(sequences) if indices is None else integers("indices", indices)
         if numbers.size != sequences:
             raise ValueError(f"indices must be [{sequences}], one for each sequence, not [{numbers.size}]")
-        if sequences and (numbers.min() < 0 or numbers.max() > draws.MAX_INDEX):
-            raise ValueError(f"indices must be in 0 .. 2**56 - 1, not {numbers.min()} .. {numbers.max()}")
         special = None if special_mask is None else np.ascontiguousarray(np.asarray(special_mask) != 0)
         if special is not None and special.shape != ids.shape:
             raise ValueError(f"special_mask must be [{ids.size}], not {list(special.shape)}")
@@ -168,6 +166,10 @@ class TokenMasking:
     def _in_numpy(
         self, ids: np.ndarray, starts: np.ndarray, numbers: np.ndarray, special: np.ndarray | None, epoch: int
     ) -> Masked:
+        rising("cu_seqlens", starts, ids.size, "tokens of input_ids")
+        far = (numbers < 0) | (numbers > draws.MAX_INDEX)
+        if far.any():
+            raise ValueError(f"indices must be in 0 .. 2**56 - 1, not {numbers[np.argmax(far)]}")
         outside = (ids < 0) | (ids >= self.vocab_size)
         if outside.any():
             at = int(np.argmax(outside))

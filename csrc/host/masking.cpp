@@ -1,6 +1,8 @@
 #include "host/masking.h"
 
 #include <algorithm>
+#include <cstring>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -11,7 +13,6 @@ namespace {
 
 constexpr uint32_t kBelowMask = 3435973837u;    // 0.8 * 2^32
 constexpr uint32_t kBelowRandom = 3865470566u;  // 0.9 * 2^32
-constexpr int64_t kDrawnAtOnce = 256;           // words of choose_each
 
 using Word = std::pair<int64_t, int64_t>;  // positions [first, last) in its sequence
 
@@ -31,14 +32,62 @@ void check(const MaskingRule& rule, const int64_t* cu_seqlens, int64_t sequences
     if (cu_seqlens[0] != 0) refuse("cu_seqlens must begin with 0, got " + std::to_string(cu_seqlens[0]));
     for (int64_t b = 0; b < sequences; ++b) {
         if (indices[b] < 0 || indices[b] > kMaxIndex) {
-            refuse("indices must be in 0 .. 2^56 - 1, got " + std::to_string(indices[b]));
+            refuse("indices must be in 0 .. 2**56 - 1, not " + std::to_string(indices[b]));
         }
-        if (cu_seqlens[b + 1] < cu_seqlens[b] || cu_seqlens[b + 1] - cu_seqlens[b] > UINT32_MAX) {
-            refuse("cu_seqlens must rise by less than 2^32 a sequence, got " + std::to_string(cu_seqlens[b]) +
-                   " and then " + std::to_string(cu_seqlens[b + 1]));
+        const int64_t begin = cu_seqlens[b], end = cu_seqlens[b + 1];
+        if (end < begin || end - begin > UINT32_MAX) {
+            refuse("cu_seqlens must rise by " + std::string(end < begin ? "at least 0" : "less than 2**32") +
+                   ", but has " + std::to_string(begin) + " and then " + std::to_string(end));
         }
     }
 }
+
+// What stands in place of chosen tokens. Words are drawn for kLanes of them at a time, of whichever sequences.
+template <typename Id>
+class Replacements {
+public:
+    Replacements(const MaskingRule& rule, const Randomness& randomness, const Id* ids, Id* masked, Id* labels)
+        : rule_(rule), randomness_(randomness), ids_(ids), masked_(masked), labels_(labels) {}
+
+    // The chosen tokens of the sequence `index`, which begins at `start`.
+    void add(const uint32_t* chosen, int64_t count, int64_t index, int64_t start) {
+        while (count > 0) {
+            const int n = static_cast<int>(std::min<int64_t>(kLanes - waiting_, count));
+            randomness_.aim(lanes_, Purpose::kReplace, index, waiting_, waiting_ + n);
+            for (int i = 0; i < n; ++i) {
+                lanes_.block[waiting_ + i] = chosen[i];
+                places_[waiting_ + i] = start + chosen[i];
+            }
+            waiting_ += n;
+            chosen += n;
+            count -= n;
+            if (waiting_ == kLanes) write();
+        }
+    }
+
+    void write() {
+        randomness_.draw(lanes_);
+        for (int i = 0; i < waiting_; ++i) {
+            const int64_t at = places_[i];
+            const uint32_t treatment = lanes_.word(i, 0);
+            const uint64_t vocab = static_cast<uint64_t>(rule_.vocab);
+            const Id other = static_cast<Id>(scaled_below(lanes_.word(i, 2), lanes_.word(i, 3), vocab));
+            const Id unmasked = treatment < kBelowRandom ? other : ids_[at];
+            masked_[at] = treatment < kBelowMask ? static_cast<Id>(rule_.mask_id) : unmasked;
+            labels_[at] = ids_[at];
+        }
+        waiting_ = 0;
+    }
+
+private:
+    const MaskingRule& rule_;
+    const Randomness& randomness_;
+    const Id* ids_;
+    Id *masked_, *labels_;
+    int waiting_ = 0;
+    int64_t places_[kLanes];
+    PhiloxLanes lanes_{};  // those that are not waiting are drawn for, too
+};
 
 // One sequence of the batch. Work is done in passes without branches on random words, which no processor foresees.
 template <typename Id>
@@ -50,37 +99,64 @@ struct Sequence {
     const Randomness& randomness;
     int64_t index;
 
-    uint8_t kind_at(int64_t i) const {
-        const int64_t id = ids[i];
-        if (id < 0 || id >= rule.vocab) {
-            refuse("input_ids[" + std::to_string(start + i) + "] is " + std::to_string(id) +
-                   ", outside the vocabulary of " + std::to_string(rule.vocab));
+    // Before anything else: what is not chosen stays, and is not predicted. Refuses ids outside the vocabulary.
+    void copy(Id* masked, Id* labels) const {
+        using Bits = std::make_unsigned_t<Id>;
+        const Bits last = static_cast<Bits>(rule.vocab - 1);
+        Bits outside = 0;  // its top bit is set once an id is
+        for (int64_t i = 0; i < length; ++i) {
+            const Bits id = static_cast<Bits>(ids[i]);
+            outside |= id | (last - id);
+            masked[i] = ids[i];
+            labels[i] = -100;
         }
-        return special && special[i] ? kSpecialToken : rule.kinds[id];
+        if (static_cast<Id>(outside) >= 0) return;
+        const auto is_outside = [this](int64_t id) { return id < 0 || id >= rule.vocab; };
+        const Id* const wrong = std::find_if(ids, ids + length, is_outside);
+        refuse("input_ids[" + std::to_string(start + (wrong - ids)) + "] is " + std::to_string(*wrong) +
+               ", outside the vocabulary of " + std::to_string(rule.vocab));
     }
 
-    // The positions whose words' draws choose them, a word taking that of its first token, into chosen [length].
-    int64_t choose_each(uint64_t threshold, uint32_t* chosen) const {
-        uint32_t words[kDrawnAtOnce];
+    uint8_t kind_at(int64_t i) const { return special && special[i] ? kSpecialToken : rule.kinds[ids[i]]; }
+
+    // The positions whose words' draws choose them, a word taking that of its first token, into chosen [length + 1].
+    int64_t choose_each(uint64_t threshold, bool whole_words, uint32_t* chosen) const {
+        constexpr int64_t kAtOnce = 4 * kLanes;
+        PhiloxLanes lanes;
+        randomness.aim(lanes, Purpose::kSelect, index, 0, kLanes);
         int64_t count = 0;
         bool hit = false, in_word = false;
-        for (int64_t first = 0; first < length; first += kDrawnAtOnce) {
-            const int64_t here = std::min(kDrawnAtOnce, length - first);
-            for (int64_t k = 0; k < here; k += 4) {
-                const PhiloxWords drawn =
-                    randomness.words(Purpose::kSelect, index, static_cast<uint32_t>((first + k) / 4));
-                std::copy_n(drawn.words, 4, words + k);
+        for (int64_t first = 0; first < length; first += kAtOnce) {
+            randomness.draw_from(lanes, static_cast<uint32_t>(first / 4));
+            bool below[kAtOnce];
+            for (int i = 0; i < kLanes; ++i) {
+                for (int w = 0; w < 4; ++w) below[4 * i + w] = lanes.word(i, w) < threshold;
             }
+            const int64_t here = std::min(kAtOnce, length - first);
             for (int64_t k = 0; k < here; ++k) {
-                const uint8_t kind = kind_at(first + k);
-                const bool joined = in_word & (kind == kContinuesWord);
-                hit = joined ? hit : words[k] < threshold;
-                in_word = !(kind & kSpecialToken);
                 chosen[count] = static_cast<uint32_t>(first + k);
-                count += hit & in_word;
+                if (whole_words) {
+                    const uint8_t kind = kind_at(first + k);
+                    const bool joined = in_word & (kind == kContinuesWord);
+                    hit = joined ? hit : below[k];
+                    in_word = !(kind & kSpecialToken);
+                    count += hit & in_word;
+                } else {
+                    count += below[k];
+                }
             }
         }
-        return count;
+        return whole_words ? count : without_special(chosen, count);
+    }
+
+    int64_t without_special(uint32_t* chosen, int64_t count) const {
+        int64_t kept = 0;
+        for (int64_t k = 0; k < count; ++k) {
+            const uint32_t i = chosen[k];
+            chosen[kept] = i;
+            kept += !(kind_at(i) & kSpecialToken);
+        }
+        return kept;
     }
 
     // Words in random order, each taken if it fits what is left of the budget.
@@ -109,19 +185,6 @@ struct Sequence {
         }
         return count;
     }
-
-    void write(const uint32_t* chosen, int64_t count, Id* masked, Id* labels) const {
-        std::copy_n(ids, length, masked);
-        std::fill_n(labels, length, Id{-100});
-        for (int64_t k = 0; k < count; ++k) {
-            const uint32_t i = chosen[k];
-            const auto [treatment, unused, high, low] = randomness.words(Purpose::kReplace, index, i).words;
-            const Id other = static_cast<Id>(scaled_below(high, low, static_cast<uint64_t>(rule.vocab)));
-            const Id unmasked = treatment < kBelowRandom ? other : ids[i];
-            masked[i] = treatment < kBelowMask ? static_cast<Id>(rule.mask_id) : unmasked;
-            labels[i] = ids[i];
-        }
-    }
 };
 
 }  // namespace
@@ -136,17 +199,21 @@ void mask_tokens(const Id* ids, const int64_t* cu_seqlens, int64_t sequences, co
     require_pointer("masked", masked, some);
     require_pointer("labels", labels, some);
     const uint64_t threshold = word_threshold(rule.probability);
+    const bool whole_words = std::memchr(rule.kinds, kContinuesWord, static_cast<size_t>(rule.vocab)) != nullptr;
     std::vector<Word> words;
     std::vector<uint32_t> chosen;
+    Replacements<Id> replacements(rule, randomness, ids, masked, labels);
     for (int64_t b = 0; b < sequences; ++b) {
         const int64_t start = cu_seqlens[b], length = cu_seqlens[b + 1] - start;
         if (static_cast<int64_t>(chosen.size()) <= length) chosen.resize(length + 1);  // one is written beyond the last
         const Sequence<Id> sequence{ids + start, start, length, special ? special + start : nullptr, rule, randomness,
                                     indices[b]};
-        const int64_t count = rule.max_predictions < 0 ? sequence.choose_each(threshold, chosen.data())
+        sequence.copy(masked + start, labels + start);
+        const int64_t count = rule.max_predictions < 0 ? sequence.choose_each(threshold, whole_words, chosen.data())
                                                        : sequence.choose_exactly(&words, chosen.data());
-        sequence.write(chosen.data(), count, masked + start, labels + start);
+        replacements.add(chosen.data(), count, indices[b], start);
     }
+    replacements.write();
 }
 
 template void mask_tokens(const int32_t*, const int64_t*, int64_t, const int64_t*, const uint8_t*, const MaskingRule&,

@@ -5,7 +5,7 @@
 #include <cmath>
 #include <cstdint>
 
-#include "shared/philox.h"
+#include "host/philox_lanes.h"
 
 namespace bert_fast {
 
@@ -18,9 +18,21 @@ struct Randomness {
     uint64_t seed;
     uint32_t pass;
 
-    PhiloxWords words(Purpose purpose, int64_t index, uint32_t block) const {
+    // Counters of a sequence or document, but for their blocks, into lanes [from, to).
+    void aim(PhiloxLanes& lanes, Purpose purpose, int64_t index, int from, int to) const {
         const uint32_t high = static_cast<uint32_t>(index >> 32) | static_cast<uint32_t>(purpose) << 24;
-        return philox4x32_10({{block, pass, static_cast<uint32_t>(index), high}}, seed);
+        for (int i = from; i < to; ++i) {
+            lanes.low[i] = static_cast<uint32_t>(index);
+            lanes.high[i] = high;
+        }
+    }
+
+    void draw(PhiloxLanes& lanes) const { lanes.draw(pass, seed); }
+
+    // The next blocks of counters that are aimed at one sequence or document.
+    void draw_from(PhiloxLanes& lanes, uint32_t block) const {
+        for (int i = 0; i < kLanes; ++i) lanes.block[i] = block + static_cast<uint32_t>(i);
+        draw(lanes);
     }
 };
 
@@ -35,32 +47,27 @@ inline int64_t scaled_below(uint32_t high, uint32_t low, uint64_t n) {
 // The draws of one sequence or document in turn, two words each.
 class Draws {
 public:
-    Draws(const Randomness& randomness, Purpose purpose, int64_t index)
-        : randomness_(randomness), purpose_(purpose), index_(index) {}
+    Draws(const Randomness& randomness, Purpose purpose, int64_t index) : randomness_(randomness) {
+        randomness.aim(lanes_, purpose, index, 0, kLanes);
+    }
 
     int64_t below(int64_t n) {
-        const auto [high, low] = next();
-        return scaled_below(high, low, static_cast<uint64_t>(n));
+        const uint64_t drawn = next();
+        return scaled_below(static_cast<uint32_t>(drawn), static_cast<uint32_t>(drawn >> 32), static_cast<uint64_t>(n));
     }
 
-    bool chance(uint64_t threshold) { return next().high < threshold; }
+    bool chance(uint64_t threshold) { return static_cast<uint32_t>(next()) < threshold; }
 
 private:
-    struct Pair {
-        uint32_t high, low;
-    };
-
-    Pair next() {
-        if (count_ % 2 == 0) words_ = randomness_.words(purpose_, index_, count_ / 2);
-        const uint32_t* const words = words_.words + count_++ % 2 * 2;
-        return {words[0], words[1]};
+    uint64_t next() {
+        const uint32_t lane = count_ / 2 % kLanes;
+        if (lane == 0 && count_ % 2 == 0) randomness_.draw_from(lanes_, count_ / 2);
+        return (count_++ % 2 == 0 ? lanes_.first : lanes_.last)[lane];
     }
 
-    Randomness randomness_;
-    Purpose purpose_;
-    int64_t index_;
+    const Randomness& randomness_;
     uint32_t count_ = 0;
-    PhiloxWords words_{};
+    PhiloxLanes lanes_;
 };
 
 }  // namespace bert_fast

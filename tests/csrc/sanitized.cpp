@@ -13,6 +13,7 @@
 #include "host/pairing.h"
 #include "host/windows.h"
 #include "shared/optim_chunk.h"
+#include "shared/philox.h"
 #include "shared/unpad.h"
 
 using namespace bert_fast;
@@ -124,9 +125,34 @@ uint64_t pack_random_windows() {
     return static_cast<uint64_t>(starts[windows] * 31 + windows);
 }
 
+// The first variant of PhiloxLanes whose words are not those of shared/philox.h; null if there is none.
+const char* wrong_philox() {
+    PhiloxLanes lanes;
+    for (uint64_t* words : {lanes.block, lanes.low, lanes.high}) {
+        for (int i = 0; i < kLanes; ++i) words[i] = static_cast<uint32_t>(below(3) == 0 ? -below(2) : generator());
+    }
+    const uint64_t seed = generator();
+    const uint32_t pass = static_cast<uint32_t>(generator());
+    for (const auto& [name, draw] : philox_variants()) {
+        draw(lanes, pass, seed);
+        for (int i = 0; i < kLanes; ++i) {
+            const auto counter = [i](const uint64_t* words) { return static_cast<uint32_t>(words[i]); };
+            const PhiloxWords want =
+                philox4x32_10({{counter(lanes.block), pass, counter(lanes.low), counter(lanes.high)}}, seed);
+            for (int w = 0; w < 4; ++w) {
+                if (lanes.word(i, w) != want.words[w]) return name;
+            }
+        }
+    }
+    return nullptr;
+}
+
 }  // namespace
 
 int main() {
+    for (int round = 0; round < 100; ++round) {
+        if (const char* name = wrong_philox()) return std::printf("philox: %s\n", name), 1;
+    }
     for (int round = 0; round < 300 && !attention_instructions().empty(); ++round) {
         attend("");
         if (attention_instructions() == "avx512") attend("avx2");

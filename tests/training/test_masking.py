@@ -64,6 +64,20 @@ def test_masking_is_the_definitions(fallback, rule, sequences, data):
         assert (masked[here].tolist(), labels[here].tolist()) == want
 
 
+@ways
+@pytest.mark.parametrize("most", [None, 150])
+@pytest.mark.parametrize("continues", [None, CONTINUES], ids=["tokens", "words"])
+def test_sequences_of_more_tokens_than_are_drawn_for_at_once(fallback, most, continues):
+    rule = TokenMasking(VOCAB, MASK, SPECIAL, 0.5, max_predictions=most, continues_word=continues, seed=5)
+    sequences = [np.random.default_rng(n).integers(0, VOCAB, n).tolist() for n in (63, 64, 65, 0, 128, 300)]
+    ids, cu_seqlens = packed(sequences)
+    with running(fallback):
+        masked, labels = rule(ids, cu_seqlens)
+    want = [plain.mask_sequence(sequence, b, rule) for b, sequence in enumerate(sequences)]
+    assert masked.tolist() == [i for one in want for i in one[0]]
+    assert labels.tolist() == [i for one in want for i in one[1]]
+
+
 def corpus(count=3000, vocab=1000, seed=1):
     rng = np.random.default_rng(seed)
     lengths = rng.integers(1, 120, count)
@@ -254,15 +268,16 @@ def test_a_bad_rule_is_an_error_that_names_it(changes, message):
         (([5, 6], [0, 2, 1, 2]), {}, "cu_seqlens must rise by at least 0, but has 2 and then 1"),
         (([[5, 6]], [0, 2]), {}, "input_ids must have one dimension, not the shape \\(1, 2\\)"),
         (([5, 6], [0, 2]), {"indices": [1, 2]}, "indices must be \\[1\\], one for each sequence, not \\[2\\]"),
-        (([5, 6], [0, 2]), {"indices": [-1]}, "indices must be in 0 .. 2\\*\\*56 - 1, not -1 .. -1"),
+        (([5, 6], [0, 2]), {"indices": [-1]}, "indices must be in 0 .. 2\\*\\*56 - 1, not -1"),
         (([5, 6], [0, 2]), {"indices": [2**56]}, "indices must be in 0"),
         (([5, 6], [0, 2]), {"special_mask": [True]}, "special_mask must be \\[2\\], not \\[1\\]"),
         (([5, 6], [0, 2]), {"epoch": 2**32}, "epoch must be in"),
     ],
     ids=str,
 )
-def test_bad_arguments_are_named(arguments, how, message):
-    with pytest.raises(ValueError, match=message):
+@ways
+def test_bad_arguments_are_named(fallback, arguments, how, message):
+    with running(fallback), pytest.raises(ValueError, match=message):
         TokenMasking(**GOOD)(*arguments, **how)
     with pytest.raises(TypeError, match="input_ids must be integers, not float64"):
         TokenMasking(**GOOD)([0.5], [0, 1])
