@@ -81,7 +81,7 @@ def runs(op: str, kernel: str, device: torch.device, against: tuple[str, ...] = 
     if wanted == kernel and reasons:
         raise BackendError(f"{op} cannot run on backend {kernel!r}: " + "; ".join(reasons))
     chosen = "reference" if reasons or wanted == "reference" else kernel
-    _decisions[op] = (chosen, {kernel: reasons} if reasons else {})
+    _decide(op, chosen, {kernel: reasons} if reasons else {})
     return chosen == kernel
 
 
@@ -106,7 +106,24 @@ def give_up(op: str, error: Exception) -> None:
 def note(op: str, chosen: str, kernel: str, reasons: list[str]) -> None:
     """Keep for ``decisions`` what an op with host code chose, and what speaks against that code."""
     _, others = _decisions.get(op, ("", {}))
-    _decisions[op] = (chosen, {**others, kernel: reasons} if reasons else others)
+    _decide(op, chosen, {**others, kernel: reasons} if reasons else others)
+
+
+def _decide(op: str, chosen: str, others: dict[str, list[str]]) -> None:
+    _decisions[op] = (chosen, others)
+    listener = getattr(_request, "listener", None)
+    if listener is not None:
+        listener(op, chosen, others)
+
+
+@contextmanager
+def listening(listener: Callable[[str, str, dict[str, list[str]]], None]) -> Iterator[None]:
+    """Within the block, in this thread, ``listener(op, chosen, reasons)`` is called with every decision."""
+    _request.listener = listener
+    try:
+        yield
+    finally:
+        _request.listener = None
 
 
 def decisions() -> dict[str, tuple[str, dict[str, list[str]]]]:
@@ -135,6 +152,8 @@ def triton_reasons(device: torch.device) -> tuple[str, ...]:
         return ()
     if device.type != "cuda":
         return (f"the tensors are on {device.type}; Triton kernels need an NVIDIA GPU",)
+    if not torch.cuda.is_available():
+        return ("PyTorch finds no GPU here",)
     if torch.version.hip is not None:
         return ("this is a ROCm build of PyTorch; the kernels are written for NVIDIA GPUs",)
     capability = torch.cuda.get_device_capability(device)

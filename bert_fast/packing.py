@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from bert_fast import backend, extension, ops, reference
+from bert_fast.ops.library import valueless
 
 
 @dataclass(frozen=True)
@@ -362,7 +363,7 @@ def _check(batch: PackedBatch) -> None:
         raise ValueError(f"cu_seqlens of a PackedBatch must be [sequences + 1], not {list(cu_seqlens.shape)}")
     if cu_seqlens.dtype not in (torch.int32, torch.int64):
         raise ValueError(f"cu_seqlens of a PackedBatch must be int32, or int64, not {cu_seqlens.dtype}")
-    if cu_seqlens.device.type != "cpu":
+    if cu_seqlens.device.type != "cpu" or valueless(cu_seqlens):
         return
     lengths = cu_seqlens.diff()
     if cu_seqlens[0] != 0 or cu_seqlens[-1] != tokens or (lengths < 0).any():
@@ -389,7 +390,8 @@ def layout_of_mask(mask: Tensor, *, keep: Tensor | None = None, exact: bool = Fa
     """
     batch, seqlen = mask.shape
     compiling = torch.compiler.is_compiling()
-    if not exact:
+    unknown = not compiling and valueless(mask)  # as many rows as there can be stand for those that it shows
+    if not (exact or unknown):
         kept = mask if keep is None else mask | keep
         indices, cu_seqlens, max_seqlen, some_hidden = ops.unpad(kept, None if keep is None else mask)
         if not compiling and indices.shape[0] == batch * seqlen:
@@ -399,7 +401,7 @@ def layout_of_mask(mask: Tensor, *, keep: Tensor | None = None, exact: bool = Fa
             key_mask = mask.flatten() if indices is None else mask.flatten()[indices]
     else:
         indices, key_mask = None, mask.flatten()
-        if not compiling and mask.device.type == "cpu" and bool(key_mask.all()):
+        if not (compiling or unknown) and mask.device.type == "cpu" and bool(key_mask.all()):
             key_mask = None
         dense = layout_of_dense(batch, seqlen, mask.device)
         cu_seqlens, max_seqlen = dense.cu_seqlens, seqlen

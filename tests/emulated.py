@@ -91,7 +91,8 @@ def emulated_module(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
     """The extension with its CUDA functions running on host memory."""
     base = tmp_path_factory.getbasetemp()
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    path = str(build(shared / "emulated"))
+    # Processes of pytest beside each other that are no workers of one (benchmarks/gpu/tests.py) name a folder to share.
+    path = str(build(Path(os.environ.get("BERT_FAST_EMULATOR", shared / "emulated"))))
     loader = importlib.machinery.ExtensionFileLoader("_C", path)
     spec = importlib.util.spec_from_file_location("_C", path, loader=loader)
     module = importlib.util.module_from_spec(spec)

@@ -89,6 +89,7 @@ class _Shard:
         limit = [f"--timeout={_LIMIT}"] if importlib.util.find_spec("pytest_timeout") else []
         self._command = [sys.executable, "-m", "pytest", *_PYTEST, *arguments, *limit]
         files = {"BERT_FAST_TEST_RECORD": str(record), "BERT_FAST_TEST_SHARD": share}
+        files["BERT_FAST_EMULATOR"] = str(record.parent / "emulated")  # one build for all of them
         self._environment = {**os.environ, **files, "OMP_NUM_THREADS": "1"}
         record.touch()
         self._file, self._rest = record.open(encoding="utf-8"), ""

@@ -9,7 +9,7 @@ from bert_fast import backend, derived
 from bert_fast.layers.activations import GELU
 from bert_fast.ops.attention import attention_plan, kernel_runs
 from bert_fast.ops.blocks import Attending, Closing, attention_block, feed_forward_block
-from bert_fast.ops.library import compile_errors, plain_tensors
+from bert_fast.ops.library import autocast_dtype, compile_errors, plain_tensors
 from bert_fast.ops.rows import runs_on_rows
 from bert_fast.packing import Layout
 

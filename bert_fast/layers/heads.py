@@ -7,6 +7,7 @@ from bert_fast import derived, ops
 from bert_fast.config import BertConfig
 from bert_fast.layers.activations import GELU, activation_function
 from bert_fast.layers.projection import call, project
+from bert_fast.ops.library import autocast_dtype, capturing, valueless
 from bert_fast.packing import Layout
 
 
@@ -55,9 +56,9 @@ class BertLMPredictionHead(nn.Module):
 
     def loss(self, x: Tensor, labels: Tensor, ignore_index: int = -100) -> Tensor:
         """The mean cross-entropy of the rows of ``x [T, H]`` that have a label, never holding all their logits."""
-        # What is compiled has no shapes that depend on values: there the op takes the rows out itself.
-        compiling = torch.compiler.is_compiling()
-        if not compiling:
+        # What is compiled, captured or has no values has no shapes that depend on them: there the op takes rows out.
+        later = torch.compiler.is_compiling() or valueless(x) or capturing(x.device)
+        if not later:
             x, labels, _ = ops.labelled_rows(x, labels, ignore_index)
         x, decoder = self.transform(x), self.decoder
         if not derived.plain_linear(decoder):
@@ -65,7 +66,7 @@ class BertLMPredictionHead(nn.Module):
         if x.dtype != decoder.weight.dtype and autocast_dtype(x.device) is None:
             x = x.to(decoder.weight.dtype)
         return ops.linear_cross_entropy(
-            x, decoder.weight, decoder.bias, labels, ignore_index, drop_ignored=compiling
+            x, decoder.weight, decoder.bias, labels, ignore_index, drop_ignored=later
         )
 
 

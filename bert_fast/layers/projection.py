@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from bert_fast import backend, derived, ops
 from bert_fast.layers.activations import GELU, activation_function
+from bert_fast.ops.library import autocast_dtype
 from bert_fast.ops.linear import PackedLinear, cpu_linear_plan, pack_linear, rows_to_pack
 
 
@@ -64,7 +65,7 @@ def packs(parameter: Tensor, x: Tensor) -> bool:
 
 
 def _packing_allowed(device: torch.device) -> bool:
-    allowed = device.type == "cpu" and derived.allowed() and not torch.is_autocast_enabled("cpu")
+    allowed = device.type == "cpu" and derived.allowed() and autocast_dtype(device) is None
     return allowed and not backend.has_kernels(device)
 
 
@@ -84,13 +85,11 @@ def call(module: nn.Module, x: Tensor) -> Tensor:
     ``compute_dtype`` may have raised the encoder's rows above the dtype of its parameters.
     """
     parameter = next(module.parameters(), None)
-    if parameter is None or parameter.dtype == x.dtype or not parameter.is_floating_point() or _autocast(x):
+    if parameter is None or parameter.dtype == x.dtype or not parameter.is_floating_point():
+        return module(x)
+    if autocast_dtype(x.device) is not None:
         return module(x)
     return module(x.to(parameter.dtype)).to(x.dtype)
-
-
-def _autocast(x: Tensor) -> bool:
-    return autocast_dtype(x.device) is not None
 
 
 def _packed(modules: tuple[nn.Module, ...], x: Tensor) -> PackedLinear | None:
@@ -112,7 +111,9 @@ def packed(modules: tuple[nn.Module, ...], x: Tensor) -> PackedLinear | None:
 
 
 def _joined(modules: tuple[nn.Module, ...], x: Tensor) -> _Joined | None:
-    if not derived.allowed() or _autocast(x) or not _same_kind(modules) or modules[0].weight.dtype != x.dtype:
+    if not derived.allowed() or autocast_dtype(x.device) is not None:
+        return None
+    if not _same_kind(modules) or modules[0].weight.dtype != x.dtype:
         return None
     if packs(modules[0].weight, x):
         return None  # a third copy of the weights, for the few calls whose rows cannot run packed
@@ -123,7 +124,7 @@ def _joins_anew(modules: tuple[nn.Module, ...], x: Tensor) -> bool:
     if not backend.has_kernels(x.device) or not _alike(modules):
         return False
     weight = modules[0].weight
-    return weight.device == x.device and (weight.dtype == x.dtype or _autocast(x))
+    return weight.device == x.device and (weight.dtype == x.dtype or autocast_dtype(x.device) is not None)
 
 
 def _same_kind(modules: tuple[nn.Module, ...]) -> bool:

@@ -361,6 +361,9 @@ class BertForQuestionAnswering(BertHeadModel):
 
         A position outside the sequence is ignored, and so is one that "zero" hides.
         """
+        for name, positions in (("start_positions", start_positions), ("end_positions", end_positions)):
+            if positions is not None and positions.is_floating_point():
+                raise TypeError(f"{name} must be integers, positions in the sequence, not {positions.dtype}")
         rows = self.bert(
             input_ids,
             attention_mask,

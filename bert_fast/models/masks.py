@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from bert_fast.ops.library import valueless
 from bert_fast.packing import Layout, layout_of_dense, layout_of_mask
 
 
@@ -63,7 +64,7 @@ def _additive(given: Tensor, batch: int, heads: int, seqlen: int) -> Tensor:
         )
     if not mask.is_floating_point():
         return torch.zeros(mask.shape, device=mask.device).masked_fill(mask == 0, -torch.inf)
-    if mask.device.type == "cpu" and not torch.compiler.is_compiling() and mask.numel():
+    if mask.device.type == "cpu" and mask.numel() and not (torch.compiler.is_compiling() or valueless(mask)):
         low, high = torch.aminmax(mask)
         if low == 0 and high == 1:
             raise ValueError(

@@ -11,7 +11,7 @@ from bert_fast import backend, reference
 from bert_fast.ops.attention_groups import AttentionGroups
 from bert_fast.ops.attention_host import host_attention, host_attention_runs
 from bert_fast.ops.attention_torch import torch_attention
-from bert_fast.ops.library import below_autograd, compile_errors, define, dtype_reasons
+from bert_fast.ops.library import below_autograd, compile_errors, define, dtype_reasons, valueless
 
 AttentionPlan: TypeAlias = AttentionGroups | Tensor | None
 
@@ -25,13 +25,13 @@ def attention_plan(cu_seqlens: Tensor, key_mask: Tensor | None = None) -> Attent
 
     Returns:
         on a GPU the order, longest first, in which the kernels start sequences; on CPU which sequences run together;
-        None while PyTorch's ops are compiled.
+        None while PyTorch's ops are compiled, and where there are no values.
     """
     if backend.has_kernels(cu_seqlens.device):
         lengths, order = torch.sort(cu_seqlens.diff(), descending=True, stable=True)
         cumulative = torch.nn.functional.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0))
         return torch.stack([cumulative, torch.nn.functional.pad(order.to(torch.int32), (0, 1))])
-    if torch.compiler.is_compiling() or cu_seqlens.device.type != "cpu":
+    if torch.compiler.is_compiling() or cu_seqlens.device.type != "cpu" or valueless(cu_seqlens):
         return None
     return AttentionGroups(cu_seqlens, key_mask)
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from bert_fast import reference
 from bert_fast.ops.attention_groups import AttentionGroups
+from bert_fast.ops.library import valueless
 
 
 def torch_attention(
@@ -27,7 +28,7 @@ def torch_attention(
     if not torch.compiler.is_compiling():
         if q.shape[0] == 0:
             return q + k + v  # empty, and still a function of all three
-        if q.device.type == "cpu" and (bias is None or bias.shape[0] == 1):
+        if q.device.type == "cpu" and (bias is None or bias.shape[0] == 1) and not valueless(q):
             if key_mask is not None:
                 # A NaN in a hidden row would survive the weight of 0 that the mask gives it.
                 k, v = (x.masked_fill(~key_mask[:, None, None], 0) for x in (k, v))
@@ -45,6 +46,8 @@ def _varlen_runs(q: Tensor, bias: Tensor | None, key_mask: Tensor | None, p: flo
     """Whether PyTorch's own packed attention (FlashAttention-2) covers this call."""
     if q.device.type != "cuda" or torch.version.hip is not None or bias is not None or key_mask is not None or p > 0:
         return False
+    if not torch.compiler.is_compiling() and valueless(q):
+        return False  # there may be no such GPU to ask
     half = q.dtype in (torch.float16, torch.bfloat16)
     return half and q.shape[-1] % 8 == 0 and torch.cuda.get_device_capability(q.device) >= (8, 0)
 

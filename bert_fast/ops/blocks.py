@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 from bert_fast.ops.attention_joined import _attention_joined, _attention_joined_grad
 from bert_fast.ops.dropout_add_layer_norm import _dropout_add_grad, _dropout_add_layer_norm
 from bert_fast.ops.gelu import _bias_gelu, _bias_gelu_grad
-from bert_fast.ops.library import below_autograd
+from bert_fast.ops.library import autocast_dtype, below_autograd
 
 
 class Closing(NamedTuple):
@@ -97,7 +97,7 @@ def _outside_autocast(backward: Callable) -> Callable:
     def run(ctx: Any, dy: Tensor | None) -> tuple:
         if dy is None:
             return (None,) * len(ctx.needs_input_grad)
-        if not autocast_dtype(dy.device):
+        if autocast_dtype(dy.device) is None:
             return backward(ctx, dy)
         with torch.autocast(dy.device.type, enabled=False):
             return backward(ctx, dy)

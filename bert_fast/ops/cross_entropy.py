@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 
 from bert_fast import backend, extension
 from bert_fast.ops import id_checks
-from bert_fast.ops.library import below_autograd, define, dtype_reasons
+from bert_fast.ops.library import below_autograd, define, dtype_reasons, valueless
 
 # Rows whose stride is this much longer than the row still give their layout to the gradient.
 _MOST_PADDING = 512
@@ -33,6 +33,8 @@ def kernel_runs(logits: Tensor) -> bool:
     against = dtype_reasons(logits=logits)
     if not torch.compiler.is_compiling() and torch._C._functorch.is_functorch_wrapped_tensor(logits):
         against.append("the logits are inside torch.func")
+    if not torch.compiler.is_compiling() and valueless(logits):
+        against.append("the logits have no values")
     return backend.runs("cross_entropy", "cuda", logits.device, tuple(against))
 
 

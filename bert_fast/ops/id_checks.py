@@ -5,6 +5,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from bert_fast.backend import constant_while_compiling
+from bert_fast.ops.library import valueless
 
 TABLES = {1: "input_ids", 2: "position_ids", 3: "token_type_ids"}
 BAD_LABEL = 4  # in the flag, beside the tables' codes; csrc/shared/cross_entropy_row.h sets it too
@@ -13,7 +14,7 @@ _flags: dict[torch.device, Tensor] = {}
 
 def check_ids(name: str, ids: Tensor, rows: int) -> None:
     """Raise an IndexError that names the argument, the id and the table's size if one of CPU ``ids`` lies outside."""
-    if ids.numel() == 0:
+    if ids.numel() == 0 or valueless(ids):
         return
     low, high = torch.aminmax(ids)
     if low < 0 or high >= rows:
@@ -38,7 +39,8 @@ def flag_is_made(device: torch.device) -> bool:
 
     True, so that it stays one decision of the traced program.
     """
-    if device.type == "cuda" and not torch.cuda.is_current_stream_capturing():
+    there = torch.cuda.is_initialized() or torch.cuda.is_available()  # a fake tensor may be where no GPU is
+    if device.type == "cuda" and there and not torch.cuda.is_current_stream_capturing():
         with unset_fake_temporarily():
             bad_id_flag(device)
     return True
@@ -49,6 +51,8 @@ def clamp_ids(code: int, ids: Tensor | None, rows: int) -> Tensor | None:
     if ids is None:
         return None
     clamped = ids.clamp(0, rows - 1)
+    if valueless(ids):
+        return clamped
     flag = bad_id_flag(ids.device)
     moved = (clamped != ids).any().to(flag.dtype) * code
     torch.where(flag == 0, moved, flag, out=flag)
@@ -61,6 +65,8 @@ def checked_labels(labels: Tensor, classes: int, ignore_index: int) -> Tensor:
     On CPU another one is an IndexError that names it; on a GPU it becomes ``ignore_index`` and leaves its code in the
     device's flag. int64 ``[R]``.
     """
+    if valueless(labels):
+        return labels
     bad = (labels != ignore_index) & ((labels < 0) | (labels >= classes))
     if labels.device.type == "cuda":
         flag = bad_id_flag(labels.device)

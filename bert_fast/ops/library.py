@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad
 
 LIBRARY = torch.library.Library("bert_fast", "FRAGMENT")
@@ -67,6 +68,16 @@ def traced() -> bool:
 def plain_tensors(*tensors: Tensor) -> bool:
     """Whether these are ordinary tensors, no DTensor and no other subclass."""
     return all(type(x) in (torch.nn.Parameter, Tensor) for x in tensors)
+
+
+def valueless(x: Tensor) -> bool:
+    """Whether there is a shape but nothing to look at: on the meta device, or fake, while shapes are worked out."""
+    return x.is_meta or isinstance(x, FakeTensor)
+
+
+def capturing(device: torch.device) -> bool:
+    """Whether a CUDA graph records what runs on ``device`` now: nothing may wait for it."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 def addressable(*tensors: Tensor) -> bool:

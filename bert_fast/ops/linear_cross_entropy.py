@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 
 from bert_fast.ops import id_checks
 from bert_fast.ops.cross_entropy import LossRule, kernel_runs, write_rows
-from bert_fast.ops.library import autocast_dtype, below_autograd, define
+from bert_fast.ops.library import autocast_dtype, below_autograd, capturing, define
 from bert_fast.ops.loss import check_options, cross_entropy
 
 # Bytes of logits that exist at once. 16 MiB in caches are slower on CPU than 64: each chunk passes over the weight's
@@ -23,6 +23,7 @@ _CPU_CHUNK, _GPU_CHUNK = 2**26, 2**28
 _ROW_ALIGNMENT = 64
 # float16 would lose a probability below 6e-8. The largest sum over a row, 2 * this * |weight|, stays far from its end.
 _FLOAT16_FACTOR = 256.0
+_DEVICES = ("cpu", "cuda", "meta")  # for which the op is registered
 
 
 def linear_cross_entropy(
@@ -45,7 +46,8 @@ def linear_cross_entropy(
         weight, bias: of the layer that makes logits of it, ``[V, H]`` and ``[V]``, in hidden's dtype; under autocast
             all three are brought to autocast's.
         labels, ignore_index, label_smoothing, z_loss, reduction: as for :func:`bert_fast.ops.cross_entropy`.
-        drop_ignored: take ignored rows out first, for which a GPU's host waits once; False where the caller has.
+        drop_ignored: take ignored rows out first, for which a GPU's host waits once (in a CUDA graph they stay in);
+            False where the caller has.
         chunk_bytes: 64 MiB on CPU and 256 MiB elsewhere by default.
 
     Returns:
@@ -53,7 +55,7 @@ def linear_cross_entropy(
         the weight is summed over chunks in at least float32 and rounded once.
 
     Raises:
-        ValueError: shapes or dtypes that do not fit, and what :func:`bert_fast.ops.cross_entropy` raises.
+        ValueError, TypeError: shapes or dtypes that do not fit, and what :func:`bert_fast.ops.cross_entropy` raises.
         IndexError: a label that is no class; on a GPU later, as there.
     """
     check_options(labels, hidden, label_smoothing, reduction)
@@ -65,7 +67,7 @@ def linear_cross_entropy(
     labels = labels.long()
     if not torch.compiler.is_compiling() and labels.device.type == "cpu":
         labels = id_checks.checked_labels(labels, weight.shape[0], ignore_index)
-    if torch._C._functorch.peek_interpreter_stack() is not None:
+    if torch._C._functorch.peek_interpreter_stack() is not None or hidden.device.type not in _DEVICES:
         # torch.func differentiates PyTorch's ops; what this op writes into memory it cannot see.
         logits = torch.nn.functional.linear(*given)
         return cross_entropy(
@@ -75,7 +77,9 @@ def linear_cross_entropy(
         chunk_bytes = _CPU_CHUNK if hidden.device.type == "cpu" else _GPU_CHUNK
     needs = [torch.is_grad_enabled() and x.requires_grad for x in given]
     operands = (*given, *[None] * (3 - len(given)))
-    options = (ignore_index, label_smoothing, z_loss, reduction, drop_ignored, chunk_bytes)
+    # Chosen here, for the backward pass too, which runs in another thread.
+    on_kernel = kernel_runs(given[0])
+    options = (ignore_index, label_smoothing, z_loss, reduction, drop_ignored, chunk_bytes, on_kernel)
     needed = (*needs, *[False] * (3 - len(needs)))
     return _linear_cross_entropy(*operands, labels, *options, *needed)[0]
 
@@ -134,6 +138,7 @@ def _run_chunks(
     labels: Tensor,
     rule: LossRule,
     chunk_bytes: int,
+    on_kernel: bool,
     losses: Tensor | None,
     gradients: _Gradients,
     upstream: Tensor | None = None,
@@ -147,7 +152,6 @@ def _run_chunks(
     chunks = -(-rows // max(1, chunk_bytes // (width * hidden.element_size())))
     size = -(-rows // chunks)
     buffer = torch.empty(size, width, dtype=hidden.dtype, device=hidden.device)[:, :classes]
-    on_kernel = kernel_runs(buffer)
     any_gradient = any(x is not None for x in gradients)
     for start in range(0, rows, size):
         here = slice(start, min(start + size, rows))
@@ -187,17 +191,18 @@ def _add_product(total: Tensor, grads: Tensor, x: Tensor) -> None:
 
 
 def _forward(
-    hidden, weight, bias, labels, ignore_index, label_smoothing, z_loss, reduction, drop_ignored, chunk_bytes, *needs
-):
+    hidden, weight, bias, labels, ignore_index, label_smoothing, z_loss, reduction, drop_ignored, chunk_bytes,
+    on_kernel, *needs,
+):  # fmt: skip
     rule = LossRule(ignore_index, label_smoothing, z_loss)
     kept, kept_labels, rows = hidden, labels, None
-    if drop_ignored:
+    if drop_ignored and not capturing(hidden.device):
         kept, kept_labels, rows = labelled_rows(hidden, labels, ignore_index)
     losses = torch.empty(kept.shape[0], dtype=_wide(hidden), device=hidden.device)
     later = reduction == "none"  # the gradients need an upstream of every row: the backward pass makes them
     gradients = _new_gradients(kept, weight, bias, (False,) * 3 if later else needs)
     with torch.autocast(hidden.device.type, enabled=False):
-        _run_chunks(kept, weight, bias, kept_labels, rule, chunk_bytes, losses, gradients)
+        _run_chunks(kept, weight, bias, kept_labels, rule, chunk_bytes, on_kernel, losses, gradients)
     inverse = torch.full((1,), 1 / _factor(hidden), dtype=losses.dtype, device=hidden.device)
     loss = losses
     if later and rows is not None:
@@ -217,8 +222,9 @@ def _spread(grad: Tensor | None, rows: Tensor | None, shape: torch.Size) -> Tens
 
 
 def _fake(
-    hidden, weight, bias, labels, ignore_index, label_smoothing, z_loss, reduction, drop_ignored, chunk_bytes, *needs
-):
+    hidden, weight, bias, labels, ignore_index, label_smoothing, z_loss, reduction, drop_ignored, chunk_bytes,
+    on_kernel, *needs,
+):  # fmt: skip
     none = reduction == "none"
     loss = hidden.new_empty(hidden.shape[:1] if none else (), dtype=_wide(hidden))
     empty = [hidden.new_empty(0) for _ in range(3)]
@@ -229,15 +235,16 @@ def _fake(
 
 
 def _backward(
-    upstream, hidden, weight, bias, labels, ignore_index, label_smoothing, z_loss, drop_ignored, chunk_bytes, *needs
-):
+    upstream, hidden, weight, bias, labels, ignore_index, label_smoothing, z_loss, drop_ignored, chunk_bytes,
+    on_kernel, *needs,
+):  # fmt: skip
     rule = LossRule(ignore_index, label_smoothing, z_loss)
     kept, rows = hidden, None
-    if drop_ignored:
+    if drop_ignored and not capturing(hidden.device):
         kept, labels, rows = labelled_rows(hidden, labels, ignore_index)
         upstream = upstream if rows is None else upstream.index_select(0, rows)
     gradients = _new_gradients(kept, weight, bias, needs)
-    _run_chunks(kept, weight, bias, labels, rule, chunk_bytes, None, gradients, upstream)
+    _run_chunks(kept, weight, bias, labels, rule, chunk_bytes, on_kernel, None, gradients, upstream)
     gradients = gradients._replace(hidden=_spread(gradients.hidden, rows, hidden.shape))
     scale = 1 / _factor(hidden)
     inputs = (hidden, weight, bias)
@@ -245,8 +252,9 @@ def _backward(
 
 
 def _backward_fake(
-    upstream, hidden, weight, bias, labels, ignore_index, label_smoothing, z_loss, drop_ignored, chunk_bytes, *needs
-):
+    upstream, hidden, weight, bias, labels, ignore_index, label_smoothing, z_loss, drop_ignored, chunk_bytes,
+    on_kernel, *needs,
+):  # fmt: skip
     wanted = zip((hidden, weight, bias), needs, strict=True)
     return [x.new_empty(x.shape) for x, need in wanted if x is not None and need]
 
@@ -255,9 +263,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden, weight, bias, labels, *options) -> tuple[Tensor, ...]:
         loss, inverse, *gradients = below_autograd(_linear_cross_entropy, hidden, weight, bias, labels, *options)
-        *rule, reduction, drop_ignored, chunk_bytes = options[:-3]
+        *rule, reduction, drop_ignored, chunk_bytes, on_kernel = options[:-3]
         ctx.dtypes = [None if x is None else x.dtype for x in (hidden, weight, bias)]
-        ctx.needs, ctx.recompute = options[-3:], (*rule, drop_ignored, chunk_bytes) if reduction == "none" else None
+        ctx.needs = options[-3:]
+        ctx.recompute = (*rule, drop_ignored, chunk_bytes, on_kernel) if reduction == "none" else None
         ctx.save_for_backward(*((hidden, weight, bias, labels) if ctx.recompute else (inverse, *gradients)))
         ctx.mark_non_differentiable(inverse, *gradients)
         return loss, inverse, *gradients
@@ -275,21 +284,21 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 (g * scale).to(dtype) if need else None
                 for g, dtype, need in zip(held, ctx.dtypes, ctx.needs, strict=True)
             ]
-        return *grads, *[None] * 10
+        return *grads, *[None] * 11
 
 
 _linear_cross_entropy = define(
     "linear_cross_entropy(Tensor hidden, Tensor weight, Tensor? bias, Tensor labels, SymInt ignore_index, "
-    "float label_smoothing, float z_loss, str reduction, bool drop_ignored, int chunk_bytes, bool need_hidden, "
-    "bool need_weight, bool need_bias) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "float label_smoothing, float z_loss, str reduction, bool drop_ignored, int chunk_bytes, bool on_kernel, "
+    "bool need_hidden, bool need_weight, bool need_bias) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     _forward,
     _fake,
     _LinearCrossEntropy,
 )
 _linear_cross_entropy_grad = define(
     "linear_cross_entropy_backward(Tensor upstream, Tensor hidden, Tensor weight, Tensor? bias, Tensor labels, "
-    "SymInt ignore_index, float label_smoothing, float z_loss, bool drop_ignored, int chunk_bytes, bool need_hidden, "
-    "bool need_weight, bool need_bias) -> Tensor[]",
+    "SymInt ignore_index, float label_smoothing, float z_loss, bool drop_ignored, int chunk_bytes, bool on_kernel, "
+    "bool need_hidden, bool need_weight, bool need_bias) -> Tensor[]",
     _backward,
     _backward_fake,
 )

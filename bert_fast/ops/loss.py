@@ -33,6 +33,7 @@ def cross_entropy(
         a scalar, or ``[R]`` for "none", in at least float32.
 
     Raises:
+        TypeError: labels that are no integers: probabilities of the classes are not taken.
         ValueError: shapes that do not fit, a ``label_smoothing`` outside 0 to 1, an unknown ``reduction``.
         IndexError: a label that is no class, on CPU at once. On a GPU its row is ignored, a flag is set on the device,
             and the next call of :func:`bert_fast.ops.unpad`, where the host waits anyway, raises.
@@ -57,7 +58,9 @@ def cross_entropy(
 
 
 def check_options(labels: Tensor, x: Tensor, label_smoothing: float, reduction: str) -> None:
-    """Raise the ValueErrors of :func:`cross_entropy`."""
+    """Raise the TypeError and the ValueErrors of :func:`cross_entropy`."""
+    if labels.is_floating_point() or labels.is_complex():
+        raise TypeError(f"labels must be integers, one class per row, not {labels.dtype} (nor probabilities)")
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction must be one of {REDUCTIONS}, not {reduction!r}")
     if not 0 <= label_smoothing <= 1:

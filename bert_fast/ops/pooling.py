@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 
 from bert_fast import backend, extension, reference
 from bert_fast.ops import library
-from bert_fast.ops.library import below_autograd, define, dtype_reasons
+from bert_fast.ops.library import below_autograd, define, dtype_reasons, valueless
 
 Pooling = Literal["mean", "cls", "max"]
 POOLINGS: tuple[str, ...] = get_args(Pooling)
@@ -43,7 +43,7 @@ def pool(hidden: Tensor, cu_seqlens: Tensor, mode: str = "mean", normalize: bool
         raise ValueError(
             f"cu_seqlens is {list(cu_seqlens.shape)} on {cu_seqlens.device}: [B + 1] on {hidden.device} is wanted"
         )
-    on_host = cu_seqlens.device.type == "cpu" and not torch.compiler.is_compiling()
+    on_host = cu_seqlens.device.type == "cpu" and not torch.compiler.is_compiling() and not valueless(cu_seqlens)
     if on_host and (int(cu_seqlens[-1]) != len(hidden) or bool((cu_seqlens.diff() < 0).any())):
         raise ValueError(f"cu_seqlens must rise from 0 to the {len(hidden)} tokens of hidden")
     if backend.runs("pool", "cuda", hidden.device, _against(hidden, cu_seqlens)):

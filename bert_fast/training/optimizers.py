@@ -302,10 +302,9 @@ def _refuse_unknown(group: dict[str, Any]) -> None:
 
 def _check(settings: dict[str, Any]) -> None:
     lr = settings["lr"]
-    if isinstance(lr, Tensor):
-        if lr.numel() != 1:
-            raise ValueError(f"lr must be a number or a tensor of one element, not of {lr.numel()}")
-    elif not 0 <= lr < math.inf:
+    if isinstance(lr, Tensor) and lr.numel() != 1:
+        raise ValueError(f"lr must be a number or a tensor of one element, not of {lr.numel()}")
+    if not (isinstance(lr, Tensor) and lr.is_meta) and not 0 <= float(lr) < math.inf:
         raise ValueError(f"lr must be at least 0, not {lr}")
     betas = settings["betas"]
     if not isinstance(betas, Sequence) or len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):

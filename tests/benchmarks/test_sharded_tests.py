@@ -14,7 +14,9 @@ from benchmarks.options import Options
 TESTS = """
 import os, pathlib, pytest
 @pytest.mark.parametrize("n", range(12))
-def test_good(n): pass
+def test_good(n):
+    with open(pathlib.Path(__file__).with_name("emulators"), "a") as file:
+        print(os.environ["BERT_FAST_EMULATOR"], file=file)
 def test_bad(): assert [1, 2] == [1, 3], "the numbers differ"
 @pytest.mark.skip(reason="not today")
 def test_skipped(): pass
@@ -58,6 +60,7 @@ def test_three_processes_run_every_test_once_and_a_broken_file_stops_none(three_
     assert summary["counts"] == {"passed": 12, "failed": 2, "skipped": 1}
     assert list(summary["skipped because"]) == ["Skipped: not today"]
     assert len(summary["exit"]) == 3
+    assert len(set((three_shards / "emulators").read_text().split())) == 1, "each would build an emulator of its own"
     assert "2 tests failed" in error
 
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from twins import CHOICES, LENGTHS, B, S, batch, labels_of, ours, padding, shaped, twins
+from twins import CHOICES, HEADS, LENGTHS, B, S, batch, labels_of, ours, padding, shaped, twins
 
 from bert_fast import PackedBatch
 
@@ -342,3 +342,14 @@ def test_multiple_choice_from_embeddings_positions_and_a_mask():
     got, want = mine(**arguments), theirs(**arguments)
     assert torch.allclose(got.logits, want.logits, rtol=0, atol=1e-5)
     assert torch.allclose(got.loss, want.loss)
+
+
+@pytest.mark.parametrize("name", [name for name in HEADS if name != "BertForSequenceClassification"])
+def test_labels_that_are_no_integers_are_refused_as_transformers_refuses_them(name):
+    """Cut to integers they would train on other classes than were given."""
+    labels = {key: value.float() for key, value in labels_of(name).items()}
+    mine, theirs = twins(name)
+    with pytest.raises(TypeError, match="must be integers, .*not torch.float32"):
+        mine(**shaped(name, {**batch(), **labels}))
+    with pytest.raises(RuntimeError, match="Long"):
+        theirs(**shaped(name, {**batch(), **labels}))

@@ -1,11 +1,14 @@
 """linear_cross_entropy: the loss and gradients of the two ops it joins, and how much of the logits ever exists."""
 
+import importlib
+import threading
+
 import pytest
 import torch
 import torch.nn.functional as F
 from numerics import assert_close_to_truth
 
-from bert_fast import ops, reference
+from bert_fast import backend, ops, reference
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -164,7 +167,7 @@ def test_under_autocast_it_computes_as_linear_does(device):
 def test_opcheck_and_compiled_fullgraph(reduction):
     given, labels = inputs()
     leaves = [x.requires_grad_() for x in given.values()]
-    arguments = (*leaves, labels, -100, 0.1, 1e-3, reduction, True, SEVERAL, True, True, True)
+    arguments = (*leaves, labels, -100, 0.1, 1e-3, reduction, True, SEVERAL, False, True, True, True)
     torch.library.opcheck(torch.ops.bert_fast.linear_cross_entropy.default, arguments)
     compiled = torch.compile(ours, backend="aot_eager", fullgraph=True)
     got, want = (run(function, given, labels, reduction=reduction) for function in (compiled, ours))
@@ -190,3 +193,51 @@ def test_inside_torch_func_it_is_the_loss_of_its_logits():
     got = torch.func.grad(lambda w: ops.linear_cross_entropy(hidden, w, None, labels))(weight)
     want = torch.func.grad(lambda w: torch.nn.functional.cross_entropy(hidden @ w.T, labels))(weight)
     torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize("name", ["auto", "reference"])
+def test_the_backward_pass_is_on_the_backend_of_the_forward(name, monkeypatch):
+    """It runs in another thread, where nobody has asked for a backend."""
+    module, seen = importlib.import_module("bert_fast.ops.linear_cross_entropy"), []
+    plain = module.write_rows
+
+    def recorded(*arguments, on_kernel, **others):
+        seen.append((on_kernel, threading.get_ident()))
+        plain(*arguments, on_kernel=False, **others)
+
+    monkeypatch.setattr(module, "write_rows", recorded)
+    monkeypatch.setattr(backend, "cuda_reasons", lambda device: ())
+    given, labels = inputs()
+    leaves = [x.requires_grad_() for x in given.values()]
+    with backend.use_backend(name):
+        loss = ours(*leaves, labels, reduction="none").sum()
+    forward = len(seen)
+    thread = threading.Thread(target=loss.backward)
+    thread.start()
+    thread.join()
+    assert len(seen) == 2 * forward > 0
+    assert len({ident for _, ident in seen}) == 2
+    assert {on_kernel for on_kernel, _ in seen} == {name == "auto"}
+
+
+def test_where_the_op_is_not_registered_it_is_the_loss_of_the_logits(monkeypatch):
+    """Such as on MPS: PyTorch has no way to run another device's op there."""
+    module = importlib.import_module("bert_fast.ops.linear_cross_entropy")
+    given, labels = inputs()
+    want = run(ours, given, labels)
+    monkeypatch.setattr(module, "_DEVICES", ())
+    monkeypatch.setattr(module, "_linear_cross_entropy", None)
+    for key, value in run(ours, given, labels).items():
+        torch.testing.assert_close(value, want[key], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_in_a_cuda_graph_no_row_is_taken_out(reduction, monkeypatch):
+    """Their number is a value, for which the host would have to wait."""
+    module = importlib.import_module("bert_fast.ops.linear_cross_entropy")
+    given, labels = inputs()
+    want = run(ours, given, labels, reduction=reduction)
+    monkeypatch.setattr(module, "capturing", lambda device: True)
+    monkeypatch.setattr(module, "labelled_rows", None)
+    for key, value in run(ours, given, labels, reduction=reduction).items():
+        torch.testing.assert_close(value, want[key], rtol=1e-4, atol=1e-6)

@@ -63,3 +63,14 @@ def test_labels_on_another_device_are_named():
         ops.cross_entropy(torch.randn(4, 5), labels)
     with pytest.raises(ValueError, match="labels are on meta, but the rows they belong to on cpu"):
         ops.linear_cross_entropy(torch.randn(4, 3), torch.randn(5, 3), None, labels)
+
+
+@pytest.mark.parametrize("labels", [torch.tensor([0.0, 1.7, 2.0, 4.0]), torch.full((4, 5), 0.2)], ids=["1d", "2d"])
+def test_labels_that_are_no_integers_are_refused(labels):
+    """PyTorch refuses them as classes, too; as probabilities, which it takes, they are not done here."""
+    for loss in (
+        lambda: ops.cross_entropy(torch.randn(4, 5), labels),
+        lambda: ops.linear_cross_entropy(torch.randn(4, 3), torch.randn(5, 3), None, labels),
+    ):
+        with pytest.raises(TypeError, match=r"labels must be integers, one class per row, not torch.float32"):
+            loss()

@@ -342,6 +342,8 @@ def test_grad_scaler_unscales_inside_the_step_and_skips_what_overflowed(limit):
     "settings, message",
     [
         ({"lr": -1.0}, "lr must be at least 0, not -1.0"),
+        ({"lr": torch.tensor(-1.0)}, "lr must be at least 0, not -1.0"),
+        ({"lr": torch.tensor([math.nan])}, r"lr must be at least 0, not tensor\(\[nan\]\)"),
         ({"lr": torch.ones(2)}, "lr must be a number or a tensor of one element, not of 2"),
         ({"betas": (0.9, 1.0)}, "betas must be two numbers"),
         ({"betas": (0.9,)}, "betas must be two numbers"),
