@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from bert_fast.backend import BackendError, use_backend
     from bert_fast.config import BertConfig
     from bert_fast.encode import Encoder
+    from bert_fast.explanation import explain
     from bert_fast.extension import build_info
     from bert_fast.integrations import accelerate, restore, verify
     from bert_fast.models import (
@@ -30,6 +31,7 @@ _HOMES = {
     "bert_fast.backend": ("BackendError", "use_backend"),
     "bert_fast.config": ("BertConfig",),
     "bert_fast.encode": ("Encoder",),
+    "bert_fast.explanation": ("explain",),
     "bert_fast.extension": ("build_info",),
     "bert_fast.integrations": ("accelerate", "restore", "verify"),
     "bert_fast.models": (
@@ -65,6 +67,7 @@ __all__ = [
     "Tokenizer",
     "accelerate",
     "build_info",
+    "explain",
     "restore",
     "set_cpu_linear",
     "use_backend",

@@ -25,6 +25,7 @@ ORDER = (
     "checkpoints",
     "derived",
     "layers",
+    "explanation",
     "models",
     "warming",
     "integrations",

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from bert_fast import derived
 from bert_fast.config import BertConfig
+from bert_fast.explanation import Explanation, explain
 from bert_fast.layers import BertLMPredictionHead
 from bert_fast.models.pretrained import PreTrainedMixin
 from bert_fast.models.resize import resized_bias, resized_embedding
@@ -189,6 +190,12 @@ class BertPreTrainedModel(PreTrainedMixin, nn.Module):
         raise RuntimeError(
             "torch.nn.DataParallel is not supported: use torch.nn.parallel.DistributedDataParallel, one process per GPU"
         )
+
+    # What runs
+
+    def explain(self, **inputs: Any) -> Explanation:
+        """What each op of a forward pass runs on, and why not on something faster: :func:`bert_fast.explain`."""
+        return explain(self, **inputs)
 
     # Derived weights
 
