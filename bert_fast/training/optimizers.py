@@ -71,7 +71,17 @@ class _MomentOptimizer(torch.optim.Optimizer):
         return loss
 
     def _rule(self, group: dict[str, Any]) -> AdamRule:
-        raise NotImplementedError
+        return AdamRule(
+            group["lr"],
+            tuple(group["betas"]),
+            group["eps"],
+            group["weight_decay"],
+            bias_correction=group["bias_correction"],
+            **self._beyond_adam(group),
+        )
+
+    def _beyond_adam(self, group: dict[str, Any]) -> dict[str, Any]:
+        return {}
 
     def _tensors(self, group: dict[str, Any]) -> Iterator[AdamTensors]:
         capturing = any(p.is_cuda for p in group["params"]) and torch.cuda.is_current_stream_capturing()
@@ -216,17 +226,12 @@ class Lamb(_MomentOptimizer):
         }
         super().__init__(params, defaults, max_grad_norm, state_dtype, master_weights)
 
-    def _rule(self, group: dict[str, Any]) -> AdamRule:
-        return AdamRule(
-            group["lr"],
-            tuple(group["betas"]),
-            group["eps"],
-            group["weight_decay"],
-            bias_correction=group["bias_correction"],
-            decoupled=group["adam_w_mode"],
-            adapt=group["always_adapt"] or group["weight_decay"] != 0,
-            trust_bounds=tuple(group["trust_bounds"]),
-        )
+    def _beyond_adam(self, group: dict[str, Any]) -> dict[str, Any]:
+        return {
+            "decoupled": group["adam_w_mode"],
+            "adapt": group["always_adapt"] or group["weight_decay"] != 0,
+            "trust_bounds": tuple(group["trust_bounds"]),
+        }
 
 
 class AdamW(_MomentOptimizer):
@@ -262,15 +267,6 @@ class AdamW(_MomentOptimizer):
             "capturable": capturable,
         }
         super().__init__(params, defaults, max_grad_norm, state_dtype, master_weights)
-
-    def _rule(self, group: dict[str, Any]) -> AdamRule:
-        return AdamRule(
-            group["lr"],
-            tuple(group["betas"]),
-            group["eps"],
-            group["weight_decay"],
-            bias_correction=group["bias_correction"],
-        )
 
 
 def _shard(t: AdamTensors) -> Iterator[AdamTensors]:
