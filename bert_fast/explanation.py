@@ -189,19 +189,16 @@ def _within(name: str, outer: str) -> bool:
 
 def _joined(choices: Iterable[Choice]) -> list[tuple[str, Choice]]:
     """Choices with the names to print: those that are the same in several layers once, as ``layer.0-11``."""
-    layers: dict[tuple, list[int]] = {}
+    layers: dict[tuple[str, str, Choice], list[int]] = {}
     for choice in choices:
         found = _LAYER.match(choice.module)
-        key = (found[1], found[3], choice.op, choice.backend, choice.against) if found else choice
-        layers.setdefault(key, []).append(int(found[2]) if found else -1)  # type: ignore[arg-type]
-    rows = []
-    for key, numbers in layers.items():
-        if isinstance(key, Choice):
-            rows.append((key.module or "(the model)", key))
-            continue
-        before, behind, *rest = key
-        rows.append((f"{before}.{_ranges(numbers)}{behind}", Choice("", *rest)))
-    return rows
+        before, behind = (found[1], found[3]) if found else (choice.module, "")
+        key = (before, behind, Choice("", choice.op, choice.backend, choice.against))
+        layers.setdefault(key, []).extend([int(found[2])] if found else [])
+    return [
+        (f"{before}.{_ranges(numbers)}{behind}" if numbers else before or "(the model)", choice)
+        for (before, behind, choice), numbers in layers.items()
+    ]
 
 
 def _ranges(numbers: list[int]) -> str:
