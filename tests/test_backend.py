@@ -116,11 +116,14 @@ def test_triton_missing_is_a_reason(monkeypatch):
 )
 def test_gpus_that_triton_kernels_cannot_use(monkeypatch, capability, hip, reason):
     monkeypatch.setattr(backend.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(torch.version, "hip", hip)
     monkeypatch.setattr(backend, "_starting_reasons", lambda: ())
     reasons = backend.triton_reasons.__wrapped__(torch.device("cuda"))
     assert (reason in reasons[0]) if reason else reasons == ()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # as where a fake tensor is on a GPU that is not there
+    assert backend.triton_reasons.__wrapped__(torch.device("cuda")) == ("PyTorch finds no GPU here",)
 
 
 @pytest.mark.parametrize(
