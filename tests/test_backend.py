@@ -122,7 +122,7 @@ def test_gpus_that_triton_kernels_cannot_use(monkeypatch, capability, hip, reaso
     monkeypatch.setattr(backend, "_starting_reasons", lambda: ())
     reasons = backend.triton_reasons.__wrapped__(torch.device("cuda"))
     assert (reason in reasons[0]) if reason else reasons == ()
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # as where a fake tensor is on a GPU that is not there
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # a fake tensor may be on such a GPU
     assert backend.triton_reasons.__wrapped__(torch.device("cuda")) == ("PyTorch finds no GPU here",)
 
 
