@@ -157,7 +157,9 @@ class Live(InPlaceOfForward):
         output = adapter.output(last, pooled, hidden)
         named = "return_dict" in self._names  # so it was in transformers 4
         if given.get("return_dict") is None:
-            given["return_dict"] = getattr(module.config, "use_return_dict" if named else "return_dict", True)
+            # As use_return_dict of transformers 4 has it, which version 5 answers with a warning that stops a compiler.
+            scripted = named and getattr(module.config, "torchscript", False)
+            given["return_dict"] = getattr(module.config, "return_dict", True) and not scripted
         if given["return_dict"] is not False:
             return output
         if named and adapter.has_pooler:  # which kept the place of a pooler that is not there
