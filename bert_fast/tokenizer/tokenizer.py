@@ -51,7 +51,7 @@ class Tokenizer:
         self.padding_side = self.config.get("padding_side", "right")
         self.special_tokens = dict(special_tokens)
         self._lock = threading.Lock()  # truncation is state of the backend: set and used under one lock
-        self._truncation: tuple[int, str] | None = None
+        self._truncation: tuple[int, str, int] | None = None
         for role, token in special_tokens.items():
             if backend.token_to_id(token) is None:
                 raise TokenizerError(f"the {role} token {token!r} is not in the vocabulary")
@@ -201,7 +201,7 @@ class Tokenizer:
         truncation: which of a pair loses tokens: "longest_first", "only_first", "only_second".
         """
         limit = self.model_max_length if max_length is None else max_length
-        cut = None if limit >= UNLIMITED else (limit, truncation)
+        cut = None if limit >= UNLIMITED else (limit, truncation, 0)
         found = self._run(texts, pairs, cut, add_special_tokens, is_split_into_words, True)
         lost = 0 if cut is None else sum(len(e) == limit and bool(e.overflowing) for e in found)
         return Encoded([e.ids for e in found], None if pairs is None else [e.type_ids for e in found], lost)
@@ -214,6 +214,7 @@ class Tokenizer:
         padding: bool | str = False,
         truncation: bool | str = False,
         max_length: int | None = None,
+        stride: int = 0,
         pad_to_multiple_of: int | None = None,
         return_tensors: str | None = None,
         add_special_tokens: bool = True,
@@ -229,6 +230,8 @@ class Tokenizer:
         truncation: False (nothing is cut, however long); True or "longest_first"; "only_first"; "only_second".
             What is cut is dropped without a word.
         max_length: for both; None means `model_max_length`.
+        stride: how many tokens what is cut off shares with what is kept. It is not in the result, but cut to the same
+            length in `result.encodings[i].overflowing`.
         return_tensors: None gives lists; "pt" torch tensors int64 [B, S]; "np" numpy arrays int64 [B, S].
 
         A single text gives flat lists without return_tensors, and B = 1 with it.
@@ -240,7 +243,7 @@ class Tokenizer:
             raise TypeError("text_pair is one text but text is a list: give as many pairs as texts")
         if return_tensors not in (None, "pt", "np"):
             raise ValueError(f"return_tensors={return_tensors!r}: allowed are None, 'pt' and 'np'")
-        cut = self._cut(truncation, max_length)
+        cut = self._cut(truncation, max_length, stride)
         found = self._run(texts, pairs, cut, add_special_tokens, is_split_into_words, False)
         columns: dict[str, tuple[list[list[Any]], Any]] = {"input_ids": ([e.ids for e in found], None)}
         if return_token_type_ids:
@@ -258,14 +261,14 @@ class Tokenizer:
             data[name] = as_tensor(filled, name, return_tensors) if return_tensors else filled[0] if single else filled
         return BatchEncoding(data, found)
 
-    def _cut(self, truncation: bool | str, max_length: int | None) -> tuple[int, str] | None:
+    def _cut(self, truncation: bool | str, max_length: int | None, stride: int) -> tuple[int, str, int] | None:
         if truncation is False or truncation == "do_not_truncate":
             return None
         strategy = "longest_first" if truncation is True else truncation
         limit = self.model_max_length if max_length is None else max_length
         if limit >= UNLIMITED:
             raise ValueError(f"truncation={truncation!r} needs max_length: no file of this tokenizer says how long")
-        return limit, strategy
+        return limit, strategy, stride
 
     def _width(
         self, found: list[tokenizers.Encoding], padding: bool | str, max_length: int | None, multiple: int | None
@@ -292,12 +295,12 @@ class Tokenizer:
         self,
         texts: Sequence[Any],
         pairs: Sequence[Any] | None,
-        cut: tuple[int, str] | None,
+        cut: tuple[int, str, int] | None,
         special: bool,
         words: bool,
         fast: bool,
     ) -> list[tokenizers.Encoding]:
-        """Calls the backend; `cut` is (max_length, strategy) or None."""
+        """Calls the backend; `cut` is (max_length, strategy, stride) or None."""
         if isinstance(texts, str):
             raise TypeError("texts is a single string: give a list of texts")
         if pairs is not None and len(pairs) != len(texts):
@@ -312,7 +315,7 @@ class Tokenizer:
                 if cut is None:
                     backend.no_truncation()
                 else:
-                    backend.enable_truncation(cut[0], strategy=cut[1])
+                    backend.enable_truncation(cut[0], strategy=cut[1], stride=cut[2])
                 self._truncation = cut
             try:
                 return run(inputs, is_pretokenized=words, add_special_tokens=special)
@@ -320,11 +323,13 @@ class Tokenizer:
                 _explain_bad_text(texts, pairs, words)
                 raise
 
-    def _check_cut(self, cut: tuple[int, str], pair: bool, special: bool) -> None:
-        limit, strategy = cut
+    def _check_cut(self, cut: tuple[int, str, int], pair: bool, special: bool) -> None:
+        limit, strategy, stride = cut
         least = self.backend.num_special_tokens_to_add(pair) if special else 0
         if limit < least or limit < 1:
             raise ValueError(f"max_length={limit}: at least {max(least, 1)} (the special tokens alone take {least})")
+        if not 0 <= stride < max(limit - least, 1):
+            raise ValueError(f"stride={stride}: at least 0, and less than the {limit - least} tokens of text that fit")
         if strategy not in _STRATEGIES:
             raise ValueError(f"truncation={strategy!r}: allowed are True, False and {', '.join(_STRATEGIES)}")
         if strategy == "only_second" and not pair:

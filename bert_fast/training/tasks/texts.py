@@ -1,0 +1,53 @@
+"""One text or a pair of them, as an example: what several tasks read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bert_fast.tokenizer import Tokenizer
+from bert_fast.training.data import Example
+from bert_fast.training.tasks.base import Encoded, Record, Row, Task, text_of
+
+
+@dataclass(frozen=True)
+class TextTask(Task):
+    """A task over a text, or a pair of texts of which the longer one is cut first.
+
+    Args:
+        text: the column of the text.
+        pair: the column of the second text; None: there is none.
+        label: the column of what is to be predicted.
+    """
+
+    text: str = "text"
+    pair: str | None = None
+    label: str = "label"
+
+    model_class = "BertForSequenceClassification"
+
+    def texts(self, row: Row) -> tuple[str, ...]:
+        """The row's text, or both."""
+        return tuple(text_of(row, column) for column in (self.text, self.pair) if column is not None)
+
+    def label_of(self, target: Any) -> Any:
+        """A record's target as the model learns it."""
+        raise NotImplementedError
+
+    def encoded(self, records: Sequence[Record], tokenizer: Tokenizer, max_length: int, whole: bool = False) -> Encoded:
+        """One example for each record."""
+        firsts = [record.inputs[0] for record in records]
+        pairs = None if self.pair is None else [record.inputs[1] for record in records]
+        ids, types, cut = tokenizer.encode_batch(firsts, pairs, max_length)
+        examples = [
+            [
+                Example(
+                    row,
+                    None if types is None else types[number],
+                    None if record.target is None else self.label_of(record.target),
+                )
+            ]
+            for number, (record, row) in enumerate(zip(records, ids, strict=True))
+        ]
+        return Encoded(examples, cut)
