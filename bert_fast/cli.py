@@ -9,7 +9,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 
-from bert_fast import pretrain_command
+from bert_fast import finetune_commands, pretrain_command
 
 _DTYPES = ("float32", "bfloat16", "float16")
 _SUFFIX_HELP = "text (one per line; - is standard input), .jsonl, .csv, .tsv or .parquet; .gz is decompressed"
@@ -68,6 +68,7 @@ def _parser() -> argparse.ArgumentParser:
 
     _add_encode(commands, common)
     pretrain_command.add(commands, common)
+    finetune_commands.add(commands, common)
 
     convert = commands.add_parser(
         "convert", parents=[common], help="a TensorFlow-1 or .bin checkpoint to a Hugging Face folder"

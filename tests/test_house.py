@@ -33,6 +33,7 @@ ORDER = (
     "encode",
     "doctor",
     "demo",
+    "finetune_commands",
     "pretrain_command",
     "cli",
     "__main__",

@@ -11,6 +11,8 @@ from bert_fast.training.windows import pack_windows
 
 if TYPE_CHECKING:
     from bert_fast.training.checkpointing import SaveError
+    from bert_fast.training.finetuning import FineTuned
+    from bert_fast.training.finetuning.run import finetune
     from bert_fast.training.loop import FitResult, fit
     from bert_fast.training.losses import Loss, ModelLoss
     from bert_fast.training.plot import plot
@@ -18,14 +20,16 @@ if TYPE_CHECKING:
     from bert_fast.training.pretraining.settings import PretrainSettings
     from bert_fast.training.steps import NonFinite
 
-# They need Accelerate, which what stands above does without.
+# They need Accelerate (but for FineTuned), which what stands above does without.
 _ON_USE = {
+    "FineTuned": "finetuning",
     "FitResult": "loop",
     "Loss": "losses",
     "ModelLoss": "losses",
     "NonFinite": "steps",
     "PretrainSettings": "pretraining.settings",
     "SaveError": "checkpointing",
+    "finetune": "finetuning.run",
     "fit": "loop",
     "plot": "plot",
     "pretrain": "pretraining.run",
@@ -34,6 +38,7 @@ _ON_USE = {
 __all__ = [
     "AdamW",
     "Documents",
+    "FineTuned",
     "FitResult",
     "Lamb",
     "Loss",
@@ -43,6 +48,7 @@ __all__ = [
     "SaveError",
     "SentencePairing",
     "TokenMasking",
+    "finetune",
     "fit",
     "linear_schedule",
     "pack_windows",

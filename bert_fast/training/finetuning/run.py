@@ -103,7 +103,6 @@ def finetune(
             return predictor.evaluated(records_of(task, held_out, True, {}))
 
     history: list[Mapping[str, Any]] = []
-    evaluation = {} if held_out is None else {"best_metric": settings.best_metric or task.metric}
     result = fit(
         network,
         loader,
@@ -120,6 +119,7 @@ def finetune(
         gradient_checkpointing=settings.gradient_checkpointing,
         evaluate=None if held_out is None else evaluated,
         evaluate_every=settings.evaluate_every,
+        best_metric=None if held_out is None else settings.best_metric or task.metric,
         early_stopping=settings.early_stopping,
         save_every=settings.save_every,
         keep=settings.keep,
@@ -127,7 +127,6 @@ def finetune(
         seed=settings.seed,
         config=described,
         callbacks=[*callbacks, history.append],
-        **evaluation,
     )
     tuned.model = result.model.eval()
     if output is not None:

@@ -79,7 +79,7 @@ class FineTuned:
 
     def save_beside(self, folder: str | os.PathLike[str]) -> None:
         """Write what belongs to a model that is in ``folder`` already."""
-        self.tokenizer.save_pretrained(folder)
+        self.tokenizer.save_pretrained(Path(folder))
         text = json.dumps({**self.task.to_dict(), "max_length": self.max_length}, indent=2, ensure_ascii=False)
         atomic_write(Path(folder) / TASK_FILE, (text + "\n").encode())
 

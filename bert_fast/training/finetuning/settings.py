@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
 from bert_fast.training.tasks import TASKS, Task, task_from
@@ -101,50 +98,3 @@ def sorted_out(task: str | Task, options: Mapping[str, Any]) -> tuple[Task, Fine
     made = task_from(task, chosen)
     settings = FinetuneSettings(**{name: value for name, value in options.items() if name in NAMES})
     return made, settings, {name: value for name, value in options.items() if name in READING}
-
-
-def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The options in a ``.toml``, ``.yaml`` (or ``.yml``) or ``.json`` file.
-
-    Raises:
-        ValueError: another suffix, a file that is not what its suffix says, or one that holds no mapping; or a library
-            that is missing to read it.
-    """
-    path = Path(path)
-    suffix = path.suffix.lower()
-    if suffix not in _READERS:
-        raise ValueError(f"{path}: the suffix must be one of {', '.join(_READERS)}")
-    try:
-        values = _READERS[suffix](path.read_text(encoding="utf-8"))
-    except ImportError as error:
-        raise ValueError(f'{path} needs {error.name} to be read: pip install "bert-fast[train]"') from None
-    except _broken() as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} must hold names and values, not a {type(values).__name__}")
-    return values
-
-
-def _broken() -> tuple[type[Exception], ...]:
-    try:
-        from yaml import YAMLError
-    except ImportError:
-        return (ValueError,)
-    return (ValueError, YAMLError)
-
-
-def _toml(text: str) -> Any:
-    try:
-        import tomllib
-    except ImportError:  # Python 3.10
-        import tomli as tomllib
-    return tomllib.loads(text)
-
-
-def _yaml(text: str) -> Any:
-    import yaml
-
-    return yaml.safe_load(text)
-
-
-_READERS = {".toml": _toml, ".yaml": _yaml, ".yml": _yaml, ".json": json.loads}

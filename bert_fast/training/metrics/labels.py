@@ -41,6 +41,22 @@ class LabelScores:
         }
 
 
+class Accuracy:
+    """How often the right one was chosen."""
+
+    def __init__(self) -> None:
+        self._rows = self._right = 0
+
+    def add(self, predicted: int, actual: int) -> None:
+        """Count one row."""
+        self._rows += 1
+        self._right += predicted == actual
+
+    def compute(self) -> dict[str, float]:
+        """``accuracy``."""
+        return {"accuracy": self._right / self._rows} if self._rows else {}
+
+
 class MultiLabelScores:
     """F1 where each row has any number of labels.
 

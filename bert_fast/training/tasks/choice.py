@@ -10,7 +10,7 @@ import numpy as np
 
 from bert_fast.tokenizer import Tokenizer
 from bert_fast.training.data import Example
-from bert_fast.training.metrics import LabelScores
+from bert_fast.training.metrics import Accuracy
 from bert_fast.training.tasks.base import (
     Encoded,
     Prediction,
@@ -115,10 +115,10 @@ class MultipleChoice(Task):
         best = int(scores.argmax())
         return {"choice": best, "score": rounded(scores[best]), "scores": [rounded(score) for score in scores]}
 
-    def scores(self) -> LabelScores:
+    def scores(self) -> Accuracy:
         """Accuracy."""
-        return LabelScores([str(number) for number in range(self.count or 0)])
+        return Accuracy()
 
-    def score(self, scores: LabelScores, record: Record, prediction: Prediction) -> None:
+    def score(self, scores: Accuracy, record: Record, prediction: Prediction) -> None:
         """Count a record."""
         scores.add(prediction["choice"], record.target)

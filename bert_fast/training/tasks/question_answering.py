@@ -136,7 +136,7 @@ class QuestionAnswering(Task):
             text, start = answers[0] if answers else ("", -1)
             labels = tokens_of(offsets, start, start + len(text)) if answers else None
             labels = labels or (0, 0)
-        return Example(window.ids, window.type_ids, labels, {"offsets": offsets})
+        return Example(np.asarray(window.ids), np.asarray(window.type_ids), labels, {"offsets": offsets})
 
     # ---------------------------------------------------------------- model
 

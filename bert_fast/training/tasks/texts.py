@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from bert_fast.tokenizer import Tokenizer
 from bert_fast.training.data import Example
 from bert_fast.training.tasks.base import Encoded, Record, Row, Task, text_of
@@ -40,14 +42,9 @@ class TextTask(Task):
         firsts = [record.inputs[0] for record in records]
         pairs = None if self.pair is None else [record.inputs[1] for record in records]
         ids, types, cut = tokenizer.encode_batch(firsts, pairs, max_length)
-        examples = [
-            [
-                Example(
-                    row,
-                    None if types is None else types[number],
-                    None if record.target is None else self.label_of(record.target),
-                )
-            ]
-            for number, (record, row) in enumerate(zip(records, ids, strict=True))
-        ]
+        examples = []
+        for number, record in enumerate(records):
+            label = None if record.target is None else self.label_of(record.target)
+            kinds = None if types is None else np.asarray(types[number])
+            examples.append([Example(np.asarray(ids[number]), kinds, label)])
         return Encoded(examples, cut)

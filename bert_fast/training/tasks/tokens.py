@@ -104,7 +104,7 @@ class TokenClassification(Task):
             if self.label_pieces == "all":
                 going_on = np.array([numbers.get(_inside(name), numbers[name]) for name in names] or [IGNORED])
                 labels = np.where((words >= 0) & ~first, going_on[words], labels)
-        return Example(window.ids, None, labels, {"words": words, "first": first})
+        return Example(np.asarray(window.ids), None, labels, {"words": words, "first": first})
 
     def config(self) -> dict[str, Any]:
         """``id2label``."""
