@@ -195,10 +195,14 @@ def _examples(task: Task, rows: list[dict], tokenizer: Tokenizer, max_length: in
 
 
 def _results(path: Path) -> list[dict[str, Any]]:
-    """The lines that are whole."""
+    """The lines that are whole; half a line, which a kill leaves at the end, is cut off."""
     if not path.is_file():
         return []
-    return [json.loads(line) for line in path.read_text().split("\n")[:-1] if line]
+    content = path.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    if len(whole) < len(content):
+        os.truncate(path, len(whole))
+    return [json.loads(line) for line in whole.splitlines()]
 
 
 def _key(result: dict[str, Any]) -> tuple:
