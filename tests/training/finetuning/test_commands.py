@@ -14,13 +14,17 @@ def place(tmp_path_factory):
     """A checkpoint, tables of rows, and a run made of them by the command."""
     folder = tmp_path_factory.mktemp("commands")
     generated.checkpoint(folder / "base")
-    for name, count, seed in (("train", 64, 0), ("dev", 20, 1)):
+    for name, count, seed in (("train", 96, 0), ("dev", 20, 1)):
         lines = [f"{row['label']}\t{row['text']}\n" for row in generated.classification(count, seed)]
         (folder / f"{name}.tsv").write_text("Sentiment\tReview\n" + "".join(lines))
-    config = f'task = "classification"\nmodel = "{folder}/base"\ntext = "Review"\nlabel = "Sentiment"\nepochs = 9\n'
+    columns = 'text = "Review"\nlabel = "Sentiment"\n'
+    config = f'task = "classification"\nmodel = "{folder}/base"\n{columns}epochs = 9\n'
     (folder / "c.toml").write_text(config)
     line = f"finetune --config {folder}/c.toml --train {folder}/train.tsv --eval {folder}/dev.tsv --output {folder}/run"
-    assert cli.main([*line.split(), "--epochs", "4", "--learning-rate", "5e-3", "--set", "batch_size=8"]) == 0
+    assert (
+        cli.main([*line.split(), "--epochs", "4", "--learning-rate", "5e-3", "--warmup", "0", "--set", "batch_size=8"])
+        == 0
+    )
     return folder
 
 

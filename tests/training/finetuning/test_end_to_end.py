@@ -1,6 +1,7 @@
 """Every task from rows to a saved model, and from that to scores and predictions."""
 
 import json
+import shutil
 import warnings
 
 import pytest
@@ -30,34 +31,42 @@ def write(path, rows):
 
 
 def trained(name, base, folder, **options):
-    train, held_out = (
-        write(folder / f"{k}.jsonl", generated.ROWS[name](n, s)) for k, n, s in (("t", 96, 0), ("e", 40, 1))
-    )
+    train = write(folder / "t.jsonl", generated.ROWS[name](96, 0))
+    held_out = write(folder / "e.jsonl", generated.ROWS[name](40, 1))
     given = {**OPTIONS, **OF_TASK.get(name, {}), **options}
     return finetune(name, base, train, held_out, folder / "run", **given), held_out
 
 
-@pytest.mark.parametrize("name", generated.ROWS)
-def test_a_task_is_learned_saved_evaluated_and_predicted(name, base, tmp_path):
-    tuned, held_out = trained(name, base, tmp_path)
+@pytest.fixture(scope="module", params=generated.ROWS)
+def done(request, base, tmp_path_factory):
+    """A task that was learned: its name, the folder of its files, the outcome, and the rows that were held out."""
+    folder = tmp_path_factory.mktemp(request.param)
+    torch.manual_seed(0)
+    return request.param, folder, *trained(request.param, base, folder)
+
+
+def test_a_task_is_learned_saved_evaluated_and_predicted(done, tmp_path):
+    name, folder, tuned, held_out = done
     assert tuned.metrics[tuned.task.metric] >= LEARNED[name]
     assert tuned.metrics["rows"] == 40
 
-    loaded = FineTuned.load(tmp_path / "run")
+    loaded = FineTuned.load(folder / "run")
     assert loaded.task == tuned.task and loaded.max_length == tuned.max_length
     assert loaded.evaluate(held_out) == pytest.approx(tuned.metrics, rel=1e-4, abs=1e-5)
 
     output = tmp_path / "out.jsonl"
     assert predict_file(loaded, held_out, output) == 40
     lines = [json.loads(line) for line in output.read_text().splitlines()]
-    assert lines == list(loaded.predict(held_out)) if name != "qa" else [line["id"] for line in lines]
+    if name == "qa":
+        assert [line.pop("id") for line in lines] == [row["id"] for row in generated.qa(40, 1)]
+    assert lines == list(loaded.predict(held_out))
     one_by_one = [next(iter(loaded.predict([row]))) for row in list(generated.ROWS[name](40, 1))[:5]]
     for alone, line in zip(one_by_one, lines, strict=False):
         for key in ("label", "labels", "choice", "answer"):
             assert alone.get(key) == line.get(key)
-    logged = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    logged = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
     assert sum("rows" in line for line in logged) == OPTIONS["epochs"]
-    assert json.loads((tmp_path / "run" / "config.json").read_text())["epochs"] == OPTIONS["epochs"]
+    assert json.loads((folder / "run" / "config.json").read_text())["epochs"] == OPTIONS["epochs"]
 
 
 CLASSES = {
@@ -70,10 +79,9 @@ CLASSES = {
 }
 
 
-@pytest.mark.parametrize("name", generated.ROWS)
-def test_what_is_saved_loads_in_transformers(name, base, tmp_path):
-    tuned, _ = trained(name, base, tmp_path, epochs=1)
-    folder = tmp_path / "run" / "model"
+def test_what_is_saved_loads_in_transformers(done):
+    name, place, tuned, _ = done
+    folder = place / "run" / "model"
     kind, problem = CLASSES[name]
     theirs, report = getattr(transformers, kind).from_pretrained(folder, output_loading_info=True)
     assert not report["missing_keys"] and not report["unexpected_keys"]
@@ -90,10 +98,9 @@ def test_what_is_saved_loads_in_transformers(name, base, tmp_path):
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["classification", "regression", "multilabel", "tokens", "qa"])
-def test_a_fine_tuned_model_of_transformers_needs_no_file_of_ours(name, base, tmp_path):
-    tuned, held_out = trained(name, base, tmp_path, epochs=1)
-    folder = tmp_path / "run" / "model"
+def test_a_fine_tuned_model_of_transformers_needs_no_file_of_ours(done, tmp_path):
+    name, place, tuned, held_out = done
+    folder = shutil.copytree(place / "run" / "model", tmp_path / "model")
     (folder / TASK_FILE).unlink()
     loaded = FineTuned.load(folder, **({"stride": 4} if name == "qa" else {}))
     assert type(loaded.task) is type(tuned.task)

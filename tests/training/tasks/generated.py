@@ -3,6 +3,8 @@
 import random
 from pathlib import Path
 
+import torch
+
 import bert_fast
 from bert_fast.tokenizer import Tokenizer
 
@@ -27,6 +29,7 @@ def checkpoint(folder: Path, positions: int = 64, layers: int = 1) -> Path:
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
     )
+    torch.manual_seed(0)
     bert_fast.BertModel(config).save_pretrained(folder)
     return folder
 
