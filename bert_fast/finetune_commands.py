@@ -129,7 +129,7 @@ def _given(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _finetune(arguments: argparse.Namespace) -> int:
-    def run() -> dict[str, float]:
+    def run() -> tuple[str, dict[str, float]]:
         from bert_fast.training import finetune
         from bert_fast.training.config_file import read_config_file
 
@@ -142,12 +142,16 @@ def _finetune(arguments: argparse.Namespace) -> int:
         if missing:
             raise ValueError(f"--{missing[0]} is needed, as a flag or in --config")
         callbacks = [] if arguments.quiet else [_show]
-        return finetune(**options, resume=not arguments.no_resume, callbacks=callbacks).metrics
+        tuned = finetune(**options, resume=not arguments.no_resume, callbacks=callbacks)
+        return options["output"], tuned.metrics
 
     _threads(arguments.threads)
-    metrics = _with_extras(run)
-    if os.environ.get("RANK", "0") == "0" and metrics:
-        print(json.dumps(metrics, indent=1))
+    output, metrics = _with_extras(run)
+    if os.environ.get("RANK", "0") == "0":
+        if metrics:
+            print(json.dumps(metrics, indent=1))
+        if not arguments.quiet:
+            print(f"{output}/model is the result", file=sys.stderr)
     return 0
 
 

@@ -6,6 +6,7 @@ import math
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,7 @@ def finetune(
     tokenizer = Tokenizer.from_pretrained(path)
     max_length = length_for(task, tokenizer, settings.max_length)
     rows = _rows(train, reading)
+    task = _with_names(task, train)
     task = task.learned(iter(records_of(task, rows, True, {})))
     examples = list(_examples(records_of(task, rows, True, {}), task, tokenizer, max_length))
     if not examples:
@@ -149,6 +151,16 @@ def _described(task: str | Task, model: Any, train: Any, eval: Any, options: Map
     return {**own, "model": str(model), "train": named(train), "eval": named(eval), **options}
 
 
+def _with_names(task: Task, train: Any) -> Task:
+    """The task with the label names that a `datasets.Dataset` has for its numbers, unless names were given."""
+    features = getattr(train, "features", None)
+    if not isinstance(features, Mapping) or getattr(task, "labels", None) != ():
+        return task
+    feature = features.get(task.label)  # type: ignore[attr-defined]
+    names = getattr(getattr(feature, "feature", feature), "names", None)
+    return task if names is None else replace(task, labels=tuple(names))
+
+
 def _rows(source: Any, reading: Mapping[str, Any]) -> Rows:
     return source if isinstance(source, Rows) else read_rows(source, **reading)
 
@@ -158,7 +170,8 @@ def _examples(records: Iterable[Record], task: Task, tokenizer: Tokenizer, max_l
     while window := list(islice(iterator, _WINDOW)):
         encoded = task.encoded(window, tokenizer, max_length)
         cut, count = cut + encoded.cut, count + len(window)
-        yield from (example for own in encoded.examples for example in own)
+        # what a task wants back with its predictions is of no use to training, and would be held for every example
+        yield from (replace(example, info=None) for own in encoded.examples for example in own)
     if cut:
         warnings.warn(f"{cut:,} of {count:,} rows were longer than {max_length} tokens and were cut", stacklevel=3)
 

@@ -61,10 +61,8 @@ class FineTuned:
         Raises:
             ValueError: the folder holds no model of a task.
         """
-        path = Path(folder)
-        if (path / "model" / "config.json").is_file():
-            path = path / "model"
-        path = resolve(path)
+        inside = Path(folder) / "model"
+        path = resolve(inside if (inside / "config.json").is_file() else folder)
         saved = _saved_task(path)
         max_length = saved.pop("max_length", None)
         task = task_from(saved.pop("task"), {**saved, **options})

@@ -140,6 +140,17 @@ def test_in_memory_and_without_evaluation(base):
     assert not tuned.model.training
 
 
+def test_numbers_of_a_data_set_have_its_names(base):
+    datasets = pytest.importorskip("datasets", reason="datasets is not installed")
+    columns = {"tokens": [["ann", "was"], ["kim"]], "labels": [[1, 0], [1]]}
+    tags = datasets.ClassLabel(names=["O", "B-PER"])
+    features = {"tokens": datasets.Sequence(datasets.Value("string")), "labels": datasets.Sequence(tags)}
+    rows = datasets.Dataset.from_dict(columns, features=datasets.Features(features))
+    tuned = finetune("tokens", base, rows, rows, epochs=1)
+    assert tuned.model.config.id2label == {0: "O", 1: "B-PER"}
+    assert "f1/PER" in tuned.metrics
+
+
 def test_a_head_for_the_same_labels_is_kept_and_another_is_new(base, tmp_path):
     first, _ = trained("classification", base, tmp_path)
     first.save(tmp_path / "saved")
