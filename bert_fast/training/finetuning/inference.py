@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
@@ -28,7 +29,8 @@ class Predictor:
 
     Attributes:
         cut: how many records lost tokens to ``max_length``.
-        loss: the mean loss over all labels so far, without class weights; None where there was no label.
+        loss: the mean loss over all labels so far (what stands in two windows counts twice), without class weights;
+            None where there was no label.
     """
 
     def __init__(
@@ -46,17 +48,24 @@ class Predictor:
         return self._loss / self._labels if self._labels else None
 
     def __call__(self, records: Iterable[Record]) -> Iterator[tuple[Record, Prediction]]:
-        """Each record and what the model says about it. All have a target, or none has."""
-        iterator = iter(records)
+        """Each record and what the model says about it. All have a target, or none has.
+
+        Warns at the end, with their number, if records were cut.
+        """
+        iterator, count = iter(records), 0
         while window := list(islice(iterator, _WINDOW)):
             encoded = self.task.encoded(window, self.tokenizer, self.max_length, whole=True)
             self.cut += encoded.cut
             labelled = window[0].target is not None
             outputs = self._run([example for own in encoded.examples for example in own], labelled)
-            first = 0
+            first, count = 0, count + len(window)
             for record, own in zip(window, encoded.examples, strict=True):
                 yield record, self.task.prediction(record, own, outputs[first : first + len(own)])
                 first += len(own)
+        if self.cut:
+            warnings.warn(
+                f"{self.cut:,} of {count:,} rows were longer than {self.max_length} tokens and were cut", stacklevel=2
+            )
 
     def evaluated(self, records: Iterable[Record]) -> dict[str, float]:
         """The task's scores over records with targets, their number ``rows`` and, where there is one, ``eval_loss``."""

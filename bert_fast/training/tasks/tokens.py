@@ -87,7 +87,7 @@ class TokenClassification(Task):
         for record, encoding in zip(records, found.encodings, strict=True):
             windows = [encoding, *encoding.overflowing] if whole else [encoding]
             examples.append([self._example(window, record.target, number > 0) for number, window in enumerate(windows)])
-        return Encoded(examples, sum(bool(encoding.overflowing) for encoding in found.encodings))
+        return Encoded(examples, 0 if whole else sum(bool(encoding.overflowing) for encoding in found.encodings))
 
     def _example(self, window: tokenizers.Encoding, names: Sequence[str] | None, later: bool) -> Example:
         words = np.array([-1 if word is None else word for word in window.word_ids], dtype=np.int32)

@@ -165,7 +165,9 @@ def test_a_head_for_the_same_labels_is_kept_and_another_is_new(base, tmp_path):
 def test_rows_that_were_cut_are_counted(base):
     rows = list(generated.classification(16))
     with pytest.warns(UserWarning, match="of 16 rows were longer than 6 tokens and were cut"):
-        finetune("classification", base, rows, epochs=1, max_length=6)
+        tuned = finetune("classification", base, rows, epochs=1, max_length=6)
+    with pytest.warns(UserWarning, match="1 of 2 rows were longer than 6 tokens and were cut"):
+        assert len(list(tuned.predict([{"text": "a"}, {"text": "a " * 5}]))) == 2
 
 
 def test_windows_of_a_long_context_are_one_prediction(base, tmp_path):
