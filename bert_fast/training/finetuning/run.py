@@ -80,7 +80,11 @@ def finetune(
     max_length = length_for(task, tokenizer, settings.max_length)
     rows = _rows(train, reading)
     task = _with_names(task, train)
+    given = getattr(task, "labels", ())
     task = task.learned(iter(records_of(task, rows, True, {})))
+    before = _names(BertConfig.from_pretrained(path).id2label)
+    if not given and set(getattr(task, "labels", ())) == set(before):
+        task = replace(task, labels=tuple(before))  # type: ignore[call-arg]
     examples = list(_examples(records_of(task, rows, True, {}), task, tokenizer, max_length))
     if not examples:
         raise ValueError(f"{rows.name or 'train'} holds no rows to train on")
@@ -183,15 +187,17 @@ def _model(task: Task, path: Path, settings: FinetuneSettings) -> Any:
         changed |= dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), settings.dropout)
         changed["classifier_dropout"] = None
     kind = getattr(models, task.model_class)
-    same = _names(BertConfig.from_pretrained(path).id2label) == _names(changed.get("id2label"))
+    other_labels = _names(BertConfig.from_pretrained(path).id2label) != _names(changed.get("id2label"))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*initialised at random", category=UserWarning)
         model, report = kind.from_pretrained(
-            path, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=not same, **changed
+            path, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=other_labels, **changed
         )
     random = [name for name in report["missing_keys"] if name.startswith(("bert.embeddings.", "bert.encoder."))]
     if random:
         raise ValueError(f"{path} is no BERT to fine-tune: it lacks {', '.join(random[:5])}")
+    if other_labels and "id2label" in changed:
+        model._init_weights(model.classifier)
     return model
 
 

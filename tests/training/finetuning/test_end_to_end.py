@@ -157,8 +157,16 @@ def test_a_head_for_the_same_labels_is_kept_and_another_is_new(base, tmp_path):
     rows = list(generated.classification(8))
     again = finetune("classification", tmp_path / "saved", rows, rows, epochs=1, learning_rate=0.0)
     assert torch.equal(again.model.classifier.weight, first.model.classifier.weight)
-    others = [{**row, "label": row["label"][:3]} for row in rows] + [{"text": "a", "label": "third"}]
-    other = finetune("classification", tmp_path / "saved", others, epochs=1, learning_rate=0.0)
+    turned = finetune("classification", base, rows, epochs=1, learning_rate=0.0, labels=["positive", "negative"])
+    turned.save(tmp_path / "turned")
+    again = finetune("classification", tmp_path / "turned", rows, epochs=1, learning_rate=0.0)
+    assert again.task.labels == ("positive", "negative")
+    assert torch.equal(again.model.classifier.weight, turned.model.classifier.weight)
+    named = [{**row, "label": row["label"][:3]} for row in rows]
+    other = finetune("classification", tmp_path / "saved", named, epochs=1, learning_rate=0.0)
+    assert not torch.equal(other.model.classifier.weight, first.model.classifier.weight)
+    third = [*named, {"text": "a", "label": "third"}]
+    other = finetune("classification", tmp_path / "saved", third, epochs=1, learning_rate=0.0)
     assert other.model.classifier.weight.shape == (3, 32)
 
 
