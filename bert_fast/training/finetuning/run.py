@@ -95,11 +95,7 @@ def finetune(
     network = _model(task, path, settings)
     tuned = FineTuned(network, tokenizer, task, max_length)
     loader = _loader(examples, task, settings, accelerator.process_index, accelerator.num_processes)
-    optimizer = AdamW(
-        parameter_groups(network, settings.weight_decay),
-        lr=settings.learning_rate,
-        max_grad_norm=settings.max_grad_norm,
-    )
+    optimizer = AdamW(parameter_groups(network, settings.weight_decay), lr=settings.learning_rate)
     total = _steps(loader, settings)
     schedule = linear_schedule(optimizer, math.ceil(total * settings.warmup), total)
 
@@ -120,6 +116,7 @@ def finetune(
         resume=resume,
         loss=_loss(task, settings, examples),
         gradient_accumulation=settings.gradient_accumulation,
+        max_grad_norm=settings.max_grad_norm,
         accelerator=accelerator,
         shard=settings.shard,
         gradient_checkpointing=settings.gradient_checkpointing,
@@ -149,7 +146,7 @@ def _described(task: str | Task, model: Any, train: Any, eval: Any, options: Map
     def named(rows: Any) -> Any:
         paths = rows if isinstance(rows, (list, tuple)) else [rows]
         files = all(isinstance(path, (str, os.PathLike)) for path in paths)
-        return [str(path) for path in paths] if rows is not None and files else rows and type(rows).__name__
+        return [str(path) for path in paths] if files else None if rows is None else type(rows).__name__
 
     own = task.to_dict() if isinstance(task, Task) else {"task": task}
     return {**own, "model": str(model), "train": named(train), "eval": named(eval), **options}
