@@ -159,7 +159,7 @@ def _with_names(task: Task, train: Any) -> Task:
         return task
     feature = features.get(task.label)  # type: ignore[attr-defined]
     names = getattr(getattr(feature, "feature", feature), "names", None)
-    return task if names is None else replace(task, labels=tuple(names))
+    return task if names is None else replace(task, labels=tuple(names))  # type: ignore[call-arg]
 
 
 def _rows(source: Any, reading: Mapping[str, Any]) -> Rows:
