@@ -24,7 +24,7 @@ _COLUMNS = {
     "context": "column of the text with the answer",
     "answers": "column of the answers",
 }
-_TRAINING: dict[str, tuple[Callable[[str], Any], str]] = {
+_TRAINING: dict[str, tuple[type, str]] = {
     "epochs": (int, "passes over the rows (default 3)"),
     "steps": (int, "of the optimizer, at most"),
     "batch_size": (int, "rows of a batch (default 32)"),
@@ -34,11 +34,14 @@ _TRAINING: dict[str, tuple[Callable[[str], Any], str]] = {
     "dropout": (float, "default: what the checkpoint says"),
     "evaluate_every": (int, "steps (default: an epoch)"),
     "early_stopping": (int, "evaluations without a better one"),
-    "best_metric": (str, "by which the best checkpoint is kept; -eval_loss: the lowest"),
+    "best_metric": (str, "by which the best checkpoint is kept; the lowest loss: --best-metric=-eval_loss"),
     "class_weights": (str, "balanced"),
     "mixed_precision": (str, "no, bf16 or fp16"),
     "seed": (int, "default 0"),
 }
+
+
+_METAVARS = {int: "N", float: "X", str: "NAME"}
 
 
 def add(commands: argparse._SubParsersAction, common: argparse.ArgumentParser) -> None:
@@ -81,7 +84,7 @@ def _add_finetune(commands: argparse._SubParsersAction, common: argparse.Argumen
     _add_columns(finetune)
     group = finetune.add_argument_group("training")
     for name, (kind, said) in _TRAINING.items():
-        group.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar="N", help=said)
+        group.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar=_METAVARS[kind], help=said)
     finetune.add_argument("--no-resume", action="store_true", help="an error where RUN has begun already")
     finetune.add_argument("--threads", type=int, metavar="N", help="CPU threads")
     finetune.add_argument("--quiet", action="store_true", help="no line for every few steps")
@@ -89,7 +92,9 @@ def _add_finetune(commands: argparse._SubParsersAction, common: argparse.Argumen
 
 
 def _add_columns(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("rows")
+    group = parser.add_argument_group(
+        "rows", "A column is named as its flag unless it is said, and that of several labels a row is named labels."
+    )
     for name, said in _COLUMNS.items():
         group.add_argument(f"--{name}", metavar="COLUMN", help=said)
     group.add_argument("--choices", nargs="+", metavar="COLUMN", help="columns of the choices, or of a list of them")

@@ -32,11 +32,13 @@ def test_given_options_are_parsed():
     parser = argparse.ArgumentParser()
     commands.add(parser.add_subparsers(), argparse.ArgumentParser(add_help=False))
     line = "finetune --text t --labels a b --epochs 2 --set weight_decay=0.1 --set class-weights=balanced --no-quotes"
+    line += " --best-metric=-eval_loss"
     assert commands._given(parser.parse_args(line.split())) == {
         "text": "t",
         "labels": ["a", "b"],
         "epochs": 2,
         "weight_decay": 0.1,
         "class_weights": "balanced",
+        "best_metric": "-eval_loss",
         "quotes": False,
     }

@@ -34,6 +34,7 @@ def trained(model, examples, kind, folder):
     return [line["loss"] for line in trainer.state.log_history if "loss" in line]
 
 
+@pytest.mark.filterwarnings("ignore:.*initialised at random")
 @pytest.mark.parametrize("name", generated.ROWS)
 def test_losses_are_those_of_transformers(name, tmp_path):
     base = generated.checkpoint(tmp_path / "base")
