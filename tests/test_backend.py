@@ -131,7 +131,7 @@ def test_gpus_that_triton_kernels_cannot_use(monkeypatch, capability, hip, reaso
     [
         RuntimeError("Failed to find C compiler"),
         subprocess.CalledProcessError(1, ["gcc", "-O3"]),
-        PermissionError(13, "Permission denied", "/home/none/.triton"),
+        PermissionError(13, "Permission denied", "/home/me/.triton"),
     ],
     ids=["no compiler", "no headers", "no place to write"],
 )
