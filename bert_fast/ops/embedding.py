@@ -1,14 +1,15 @@
 """embedding_layer_norm: gather word, position and type rows, add, normalise, drop.
 
-The backward on a GPU takes what it sums from the tables again and writes each token's gradient once, [T, H]; the word
-and position tables' gradients are sums of its rows by sorted ids, those of up to two types are summed on the way: the
-same bits on every run, so there is no second way for torch.use_deterministic_algorithms. Atomics instead would need no
-[T, H], but float32 tables, beside 16-bit ones to be rounded at the end. Counted, not measured (4.3 TB/s, atomics in the
-L2 cache at 2.6 TB/s, 26 small launches for two sorts some 80 us), for 30,522 rows of 768, beyond what both ways read:
+The backward on a GPU takes what it sums from the tables again. There are two ways from there to the gradients of the
+word and position tables (those of up to two types are summed on the way); with N = T * H and E = V * H elements:
 
-- 65,536 tokens, bfloat16: sorted 350 MB, 160 us; atomics 240 MB and 400 MB of adds, 210 us.
-- 65,536 tokens, float32: sorted 700 MB, 240 us; atomics 95 MB and 400 MB of adds, 180 us: 0.1% of a base model's step.
-- 4,096 tokens: sorted 100 us in bfloat16, 110 in float32; atomics 65 and 30: 1 to 3% of the step, if it is so.
+- sorted: a token's gradient is written, [T, H], and its rows are summed by sorted ids. The same bits on every run.
+- added: atomics add it to float32 tables, which for 16-bit ones lie beside them and are rounded at the end.
+
+Counted, not measured, for 30,522 rows of 768 and one H200 (4.3 TB/s; atomics in its L2 cache at 2.6 TB/s): sorting
+moves 6N + 2E bytes (float32: 12N + 4E), and its 26 small launches take some 80 us; adding moves 10E (4E), and 8N of
+atomics. A million elements of N cost 1.4 us (2.8) sorted and 3.1 added, those of E 0.5 (0.9) and 2.3 (0.9), so float32
+is always added, 16 bits up to some 20,000 tokens; torch.use_deterministic_algorithms has everything sorted.
 """
 
 from typing import Any
@@ -23,6 +24,7 @@ from bert_fast.ops import id_checks, library
 from bert_fast.ops.library import below_autograd, define, dtype_reasons
 
 _FEW_TYPES = 2  # kFewTypes of csrc/cuda/api.h
+_MOST_ADDED = 40_000_000  # elements of 16 bits, of tokens' rows and of tables, that atomics are the faster way for
 
 
 def embedding_layer_norm(
@@ -167,26 +169,46 @@ def _backward(
     module, on = extension.required(), library.launch_on(word)
     dy = dy.contiguous()
     inputs, held = _inputs(input_ids, token_type_ids, position_ids, word, position, token_type, weight, seed, p, site)
-    d_word, d_position, d_type, d_weight, d_bias = _backward_fake(
+    tables = (word, position, token_type)
+    few = token_type.shape[0] <= _FEW_TYPES and wanted[2]
+    by_row = (wanted[0], wanted[1], wanted[2] and not few)
+    adds = _adds(word.dtype, dy.numel() + sum(t.numel() for t, here in zip(tables, by_row, strict=True) if here))
+    added = [
+        torch.zeros(t.shape, dtype=torch.float32, device=t.device) if adds and here else None
+        for t, here in zip(tables, by_row, strict=True)
+    ]
+    *grads, d_weight, d_bias = _backward_fake(
         dy, input_ids, token_type_ids, position_ids, word, position, token_type, weight, mean, rstd, seed, p, site,
-        padding_idx, wanted,
+        padding_idx, [want and sums is None for want, sums in zip(wanted, added, strict=True)],
     )  # fmt: skip
-    d_sum = torch.empty_like(dy)
+    d_sum = None if adds else torch.empty_like(dy)
     size = module.embedding_layer_norm_backward_cuda_workspace(*dy.shape)
     workspace = torch.empty(size, dtype=torch.uint8, device=dy.device)
-    few = token_type.shape[0] <= _FEW_TYPES and wanted[2]
-    outputs = (d_sum.data_ptr(), d_weight.data_ptr(), d_bias.data_ptr(), d_type.data_ptr() if few else 0)
+    skip = -1 if padding_idx is None else padding_idx
+    outputs = [0 if x is None else x.data_ptr() for x in (d_sum, d_weight, d_bias, grads[2] if few else None)]
+    sums_of_rows = [0 if x is None else x.data_ptr() for x in added]
     module.embedding_layer_norm_backward_cuda(
-        inputs, dy.data_ptr(), mean.data_ptr(), rstd.data_ptr(), *outputs, workspace.data_ptr(), size, *on
-    )
+        inputs, dy.data_ptr(), mean.data_ptr(), rstd.data_ptr(), *outputs, sums_of_rows, skip, workspace.data_ptr(),
+        size, *on,
+    )  # fmt: skip
+    if d_sum is None:
+        grads = [grad if sums is None else sums.to(grad.dtype) for grad, sums in zip(grads, added, strict=True)]
+        return *grads, d_weight, d_bias
     ids, type_ids, places = held[:3]
     if type_ids is None:
-        type_ids = torch.zeros_like(ids) if wanted[2] and not few else ids
-    tables = ((d_word, ids, padding_idx), (d_position, places, None), (d_type, type_ids, None))
-    for (table, rows, skip), want, done in zip(tables, wanted, (False, False, few), strict=True):
-        if want and not done:
-            _sum_by_id(d_sum, rows, table, -1 if skip is None else skip)
-    return d_word, d_position, d_type, d_weight, d_bias
+        type_ids = torch.zeros_like(ids) if by_row[2] else ids
+    rows_of = ((ids, skip), (places, -1), (type_ids, -1))
+    for grad, (rows, skipped), here in zip(grads, rows_of, by_row, strict=True):
+        if here:
+            _sum_by_id(d_sum, rows, grad, skipped)
+    return *grads, d_weight, d_bias
+
+
+def _adds(dtype: torch.dtype, elements: int) -> bool:
+    """Whether atomics sum the gradients of the tables; how it was counted stands above."""
+    if torch.are_deterministic_algorithms_enabled():
+        return False
+    return dtype == torch.float32 or elements <= _MOST_ADDED
 
 
 def _backward_fake(

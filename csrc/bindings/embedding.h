@@ -1,6 +1,7 @@
 // The gathers of an embedding layer, and their gradients.
 #pragma once
 
+#include <array>
 #include <string>
 #include <tuple>
 
@@ -39,15 +40,19 @@ inline void bind_embedding(py::module_& m) {
     m.def(
         "embedding_layer_norm_backward_cuda",
         [](const EmbeddingTuple& inputs, Address dy, Address mean, Address rstd, Address d_sum, Address d_gamma,
-           Address d_beta, Address d_type, Address workspace, int64_t workspace_bytes, int device, Address stream) {
+           Address d_beta, Address d_type, const std::array<Address, 3>& tables, int64_t skip, Address workspace,
+           int64_t workspace_bytes, int device, Address stream) {
             bert_fast::embedding_layer_norm_backward_cuda(
                 embedding_inputs(inputs), at<const void>(dy), at<const float>(mean), at<const float>(rstd),
-                {at<void>(d_sum), at<void>(d_gamma), at<void>(d_beta), at<void>(d_type)}, at<void>(workspace),
-                workspace_bytes, device, at<void>(stream));
+                {at<void>(d_sum), at<void>(d_gamma), at<void>(d_beta), at<void>(d_type),
+                 {at<float>(tables[0]), at<float>(tables[1]), at<float>(tables[2])}, skip},
+                at<void>(workspace), workspace_bytes, device, at<void>(stream));
         },
         py::arg("inputs"), py::arg("dy"), py::arg("mean"), py::arg("rstd"), py::arg("d_sum"), py::arg("d_gamma"),
-        py::arg("d_beta"), py::arg("d_type"), py::arg("workspace"), py::arg("workspace_bytes"), py::arg("device"),
-        py::arg("stream"), NoGil(), "gradients of the gathered sum, of gamma, beta and up to two type rows");
+        py::arg("d_beta"), py::arg("d_type"), py::arg("tables"), py::arg("skip"), py::arg("workspace"),
+        py::arg("workspace_bytes"), py::arg("device"), py::arg("stream"), NoGil(),
+        "gradients of gamma, beta and up to two type rows; of the gathered sum as rows d_sum, or, where that is 0, added "
+        "to float32 tables (word, position, type; 0: not wanted), but for row `skip` of the first");
     m.def("sum_rows_by_id_cuda_workspace", &bert_fast::sum_rows_by_id_cuda_workspace, py::arg("tokens"),
           py::arg("hidden"), NoGil(), "bytes of workspace that sum_rows_by_id_cuda needs");
     m.def(

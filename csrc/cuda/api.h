@@ -51,17 +51,20 @@ struct EmbeddingInputs {
 void embedding_layer_norm_cuda(const EmbeddingInputs& inputs, const void* beta, float eps, void* out, float* mean,
                                float* rstd, int32_t* bad_id, int device, void* stream);
 
-// What the backward of embedding_layer_norm_cuda writes, in the tables' dtype: d_sum [T, H], the gradient of each
-// token's sum of rows; d_gamma and d_beta [H]; d_type [types, H], or null. d_type needs at most kFewTypes rows.
+// What the backward of embedding_layer_norm_cuda writes, in the tables' dtype: d_gamma and d_beta [H]; d_type
+// [types, H], or null, for at most kFewTypes rows; and the gradient of each token's sum of rows, d_sum [T, H]. Where that
+// is null it is added to the tokens' rows of `tables` instead, in any order: float32, zeros before, each may be null.
 struct EmbeddingGradients {
     void* d_sum;
     void* d_gamma;
     void* d_beta;
     void* d_type;
+    float* tables[3];  // word, position, type
+    int64_t skip;      // the row of the first to which nothing is added; -1: none
 };
 constexpr int64_t kFewTypes = 2;
 
-// dy [T, H] in the tables' dtype; mean and rstd as saved. The same on every run.
+// dy [T, H] in the tables' dtype; mean and rstd as saved. The same on every run, but for what is in `tables`.
 void embedding_layer_norm_backward_cuda(const EmbeddingInputs& inputs, const void* dy, const float* mean,
                                         const float* rstd, const EmbeddingGradients& gradients, void* workspace,
                                         int64_t workspace_bytes, int device, void* stream);

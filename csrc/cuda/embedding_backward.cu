@@ -57,9 +57,13 @@ __global__ void __launch_bounds__(kThreads, BLOCKS_PER_SM) embedding_backward(Ar
         const RowSource<T> source{static_cast<const T*>(a.in.word) + rows.word * hidden,
                                   static_cast<const T*>(a.in.position) + rows.position * hidden,
                                   static_cast<const T*>(a.in.type) + rows.type * hidden, hidden, lane, lanes};
-        const NormGradient<T> gradient{static_cast<const T*>(a.in.gamma), static_cast<const T*>(a.dy) + first,
-                                      static_cast<T*>(a.out.d_sum) + first, dropout, first, a.mean[token],
-                                      a.rstd[token], a.in.types <= kFewTypes ? static_cast<int>(rows.type) : -1};
+        const SumGradient<T> target{a.out.d_sum == nullptr ? nullptr : static_cast<T*>(a.out.d_sum) + first,
+                                    {rows.word == a.out.skip ? nullptr : table_row(a.out.tables[0], rows.word, hidden),
+                                     table_row(a.out.tables[1], rows.position, hidden),
+                                     table_row(a.out.tables[2], rows.type, hidden)}};
+        const NormGradient<T> gradient{
+            static_cast<const T*>(a.in.gamma), static_cast<const T*>(a.dy) + first, target, dropout, first,
+            a.mean[token], a.rstd[token], a.in.types <= kFewTypes ? static_cast<int>(rows.type) : -1};
         Row row;
         NormSums means = sum_block(row.read(source, gradient), half);
         means.g /= static_cast<float>(hidden);
@@ -120,7 +124,8 @@ unsigned launch_rows(const Arguments& a, const Device& device) {
 template <typename T>
 void launch_for(const Arguments& a, const Device& device) {
     constexpr int kVec = 16 / sizeof(T);
-    const bool aligned = all_aligned({a.in.word, a.in.position, a.in.type, a.in.gamma, a.dy, a.out.d_sum});
+    const bool aligned = all_aligned({a.in.word, a.in.position, a.in.type, a.in.gamma, a.dy, a.out.d_sum,
+                                      a.out.tables[0], a.out.tables[1], a.out.tables[2]});
     unsigned rows;
     if (a.in.hidden > kThreads * kWideGradientElements) {
         rows = launch<T, StreamedGradientRow<T>, MemoryColumns, 2>(a, kThreads, device);
@@ -167,9 +172,8 @@ void embedding_layer_norm_backward_cuda(const EmbeddingInputs& inputs, const voi
     const int64_t needed = embedding_layer_norm_backward_cuda_workspace(inputs.tokens, inputs.hidden);
     require_pointer("workspace", workspace, true);
     require_at_least("workspace_bytes", workspace_bytes, needed);
-    for (const void* pointer : {dy, static_cast<const void*>(mean), static_cast<const void*>(rstd),
-                                static_cast<const void*>(gradients.d_sum)}) {
-        require_pointer("dy, mean, rstd and d_sum", pointer, true);
+    for (const void* pointer : {dy, static_cast<const void*>(mean), static_cast<const void*>(rstd)}) {
+        require_pointer("dy, mean and rstd", pointer, true);
     }
     const Arguments a{inputs, dropout_of(inputs.dropout), dy, mean, rstd, gradients, static_cast<float*>(workspace)};
     if (inputs.dtype == DType::kFloat32) launch_for<float>(a, on);

@@ -14,11 +14,51 @@ struct NormSums {
     float g, dot;
 };
 
+template <int VEC>
+BERT_FAST_HD void add_floats(float* target, const float (&x)[VEC]) {
+#if !defined(__CUDA_ARCH__)
+    for (int k = 0; k < VEC; ++k) target[k] += x[k];
+#else
+#if __CUDA_ARCH__ >= 900 && CUDART_VERSION >= 12010
+    if constexpr (VEC % 4 == 0) {
+        BERT_FAST_UNROLL
+        for (int k = 0; k < VEC; k += 4) {
+            atomicAdd(reinterpret_cast<float4*>(target + k), make_float4(x[k], x[k + 1], x[k + 2], x[k + 3]));
+        }
+        return;
+    }
+#endif
+    BERT_FAST_UNROLL
+    for (int k = 0; k < VEC; ++k) atomicAdd(target + k, x[k]);
+#endif
+}
+
+BERT_FAST_HD float* table_row(float* table, int64_t row, int64_t hidden) {
+    return table == nullptr ? nullptr : table + row * hidden;
+}
+
+// The gradient of a token's sum of rows: stored as a row of its own, or else added to the rows of float32 tables, in
+// any order of the tokens.
+template <typename T>
+struct SumGradient {
+    T* stored;  // or null
+    float* added[3];  // each may be null
+
+    template <int VEC>
+    BERT_FAST_HD void put(int at, const float (&d)[VEC]) const {
+        if (stored != nullptr) return store_floats(stored + at, d);
+        BERT_FAST_UNROLL
+        for (int table = 0; table < 3; ++table) {
+            if (added[table] != nullptr) add_floats(added[table] + at, d);
+        }
+    }
+};
+
 template <typename T>
 struct NormGradient {
     const T* gamma;
     const T* dy;
-    T* d_sum;
+    SumGradient<T> target;
     DropoutMask dropout;
     int64_t first;  // the row's first element in dropout's mask
     float mean;
@@ -61,7 +101,7 @@ struct NormGradient {
         columns->add(kBetaPlane, step, at, grad);
         if (type == 0) columns->add(kTypePlane, step, at, d);
         if (type == 1) columns->add(kTypePlane + 1, step, at, d);
-        store_floats(d_sum + at, d);
+        target.put(at, d);
     }
 };
 

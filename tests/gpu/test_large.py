@@ -178,9 +178,11 @@ def test_attention_over_two_to_the_31_elements():
         assert torch.equal(found[last], want)
 
 
-@pytest.mark.parametrize("dtype", HALVES)
-def test_embeddings_of_65536_tokens_of_which_most_share_an_id(dtype):
+@pytest.mark.parametrize("deterministic", [True, False], ids=["sorted", "as_it_comes"])
+@pytest.mark.parametrize("dtype", [torch.float32, *HALVES], ids=str)
+def test_embeddings_of_65536_tokens_of_which_most_share_an_id(dtype, deterministic, monkeypatch):
     needs_memory(16)
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: deterministic)
     generator = torch.Generator(DEVICE).manual_seed(1)
     ids = [torch.randint(n, (TOKENS,), generator=generator, device=DEVICE) for n in (30522, 2, 512)]
     ids[0][:60000] = 103
@@ -199,7 +201,7 @@ def test_embeddings_of_65536_tokens_of_which_most_share_an_id(dtype):
     truth = results(reference.embedding_layer_norm, *rounded_to(torch.float64, *tables, *norm))
     names = ("y", "word", "position", "type", "weight", "bias")
     for name, ours, second, theirs, exact in zip(names, found, again, eager, truth, strict=True):
-        assert torch.equal(ours, second), name
+        assert torch.equal(ours, second) or not deterministic, name
         assert_close_to_truth(ours, theirs, exact, dtype, name=name)
 
 
