@@ -117,7 +117,7 @@ class BertEncoder(nn.Module):
         probabilities: list[Tensor] | None = None,
     ) -> Tensor:
         """``[T, H]`` -> ``[T, H]``; each layer's input and the result are appended to ``hidden_states`` if given."""
-        if probabilities is None and x.shape[0] > 0:
+        if probabilities is None:
             for_parts = self._for_parts(x, layout)
             if for_parts is not None:
                 return _in_parts(for_parts, x, layout, hidden_states)
@@ -132,7 +132,7 @@ class BertEncoder(nn.Module):
         Not under hooks, which expect one call for a batch.
         """
         parameter = next(self.parameters(), None)
-        if parameter is None or not packs(parameter, x):
+        if parameter is None or not packs(parameter, x) or x.shape[0] == 0:
             return None
         layers = [_prepared(layer, x, layout) or layer for layer in self.layer]
         called = [layer for layer in layers if isinstance(layer, nn.Module)]
