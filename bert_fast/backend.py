@@ -126,6 +126,11 @@ def listening(listener: Callable[[str, str, dict[str, list[str]]], None]) -> Ite
         _request.listener = None
 
 
+def listened() -> bool:
+    """Whether somebody listens to this thread's decisions: what saves calls of modules should make them all then."""
+    return getattr(_request, "listener", None) is not None
+
+
 def decisions() -> dict[str, tuple[str, dict[str, list[str]]]]:
     """Per op, the backend that its last call ran on, and the reasons against its kernels.
 

@@ -144,6 +144,7 @@ def test_what_triton_needs_to_start_is_a_reason(monkeypatch, error):
         def active(self):
             raise error
 
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setattr(torch.version, "hip", None)
     monkeypatch.setattr(triton.runtime, "driver", Driver())

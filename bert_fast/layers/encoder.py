@@ -141,7 +141,9 @@ class BertEncoder(nn.Module):
 
 
 def _prepared(layer: nn.Module, x: Tensor, layout: Layout) -> PreparedLayer | None:
-    return layer.prepared(x) if isinstance(layer, BertLayer) and layout.rotary is None else None
+    if not isinstance(layer, BertLayer) or layout.rotary is not None or backend.listened():
+        return None
+    return layer.prepared(x)
 
 
 def _in_parts(
