@@ -121,7 +121,9 @@ def run_and_kill(arguments, output, after, how=signal.SIGKILL):
     """Starts a run and kills it once `after` more windows are safe; returns its exit status and what it said."""
     wanted = windows_done(output) + after
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(arguments, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+    pipes = {"stderr": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "env": environment}
+    # A shell's background jobs ignore Control-C, and so would what they start.
+    process = subprocess.Popen(arguments, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL), **pipes)
     deadline = time.monotonic() + 60
     while process.poll() is None and windows_done(output) < wanted:
         assert time.monotonic() < deadline, "the run does not get on"
