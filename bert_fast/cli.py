@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Callable, Sequence
 
 from bert_fast import finetune_commands, pretrain_command
+from bert_fast.command_options import add_threads, set_threads
 
 _DTYPES = ("float32", "bfloat16", "float16")
 _SUFFIX_HELP = "text (one per line; - is standard input), .jsonl, .csv, .tsv or .parquet; .gz is decompressed"
@@ -63,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--input", metavar="FILE", help="texts in place of the built-in sentences (" + _SUFFIX_HELP + ")")
     demo.add_argument("--rounds", type=int, default=5, metavar="N", help="of timing; 0 for none (default 5)")
     demo.add_argument("--device", help="cpu or cuda (default: cuda if there is one)")
-    demo.add_argument("--threads", type=int, metavar="N", help="CPU threads")
+    add_threads(demo)
     demo.set_defaults(command=_demo)
 
     _add_encode(commands, common)
@@ -122,7 +123,7 @@ def _add_encode(commands: argparse._SubParsersAction, common: argparse.ArgumentP
     encode.add_argument("--max-tokens", type=int, metavar="N", help="tokens per batch (default: 4096; 65536 on a GPU)")
     encode.add_argument("--dtype", choices=_DTYPES, help="default: float32")
     encode.add_argument("--device", help="cpu or cuda (default: cuda if there is one)")
-    encode.add_argument("--threads", type=int, metavar="N", help="CPU threads")
+    add_threads(encode)
     encode.add_argument("--restart", action="store_true", help="throw away what a stopped run has done")
     encode.add_argument("--overwrite", action="store_true", help="replace an output that is there already")
     encode.add_argument("--quiet", action="store_true", help="no progress, no summary")
@@ -160,17 +161,6 @@ def _version() -> str:
         return "(not installed)"
 
 
-def _set_threads(threads: int | None) -> None:
-    if threads is None:
-        return
-    if threads < 1:
-        raise ValueError(f"--threads {threads}: at least 1")
-    os.environ.setdefault("RAYON_NUM_THREADS", str(threads))  # the tokenizer's, read when it first runs
-    import torch
-
-    torch.set_num_threads(threads)
-
-
 def _doctor(arguments: argparse.Namespace) -> int:
     import json
 
@@ -182,7 +172,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
 
 def _demo(arguments: argparse.Namespace) -> int:
-    _set_threads(arguments.threads)
+    set_threads(arguments.threads)
     from bert_fast.demo import run_demo
 
     agree = run_demo(arguments.input, arguments.rounds, arguments.device, lambda line: print(line, flush=True))
@@ -190,8 +180,7 @@ def _demo(arguments: argparse.Namespace) -> int:
 
 
 def _encode(arguments: argparse.Namespace) -> int:
-    if arguments.threads is not None:
-        _set_threads(arguments.threads)
+    set_threads(arguments.threads)
     from bert_fast.encode import encode_file
 
     report = encode_file(

@@ -9,6 +9,8 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from bert_fast.command_options import add_threads, set_threads
+
 TASKS = ("classification", "regression", "multilabel", "tokens", "qa", "choice")
 _MODEL_HELP = "the RUN of finetune, or a fine-tuned model's folder"
 _FILE_HELP = ".jsonl, .json (SQuAD's too), .csv, .tsv, .parquet, .conll, .conllu; .gz is decompressed"
@@ -86,7 +88,7 @@ def _add_finetune(commands: argparse._SubParsersAction, common: argparse.Argumen
     for name, (kind, said) in _TRAINING.items():
         group.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar=_METAVARS[kind], help=said)
     finetune.add_argument("--no-resume", action="store_true", help="an error where RUN has begun already")
-    finetune.add_argument("--threads", type=int, metavar="N", help="CPU threads")
+    add_threads(finetune)
     finetune.add_argument("--quiet", action="store_true", help="no line for every few steps")
     finetune.set_defaults(command=_finetune)
 
@@ -114,7 +116,7 @@ def _add_using(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-tokens", type=int, metavar="N", help="tokens per batch (default: 4096; 65536 on a GPU)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: what the model says")
     parser.add_argument("--device", help="cpu or cuda (default: cuda if there is one)")
-    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads")
+    add_threads(parser)
     parser.add_argument("--quiet", action="store_true", help="no summary")
 
 
@@ -150,7 +152,7 @@ def _finetune(arguments: argparse.Namespace) -> int:
         tuned = finetune(**options, resume=not arguments.no_resume, callbacks=callbacks)
         return options["output"], tuned.metrics
 
-    _threads(arguments.threads)
+    set_threads(arguments.threads)
     output, metrics = _with_extras(run)
     if os.environ.get("RANK", "0") == "0":
         if metrics:
@@ -165,7 +167,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         tuned, reading = _loaded(arguments)
         return tuned.evaluate(arguments.source, max_tokens=arguments.max_tokens, **reading)
 
-    _threads(arguments.threads)
+    set_threads(arguments.threads)
     text = json.dumps(_with_extras(run), indent=1) + "\n"
     if arguments.output is not None:
         from bert_fast.io import atomic_write
@@ -183,7 +185,7 @@ def _predict(arguments: argparse.Namespace) -> int:
         options = {"keep": arguments.keep, "overwrite": arguments.overwrite, "max_tokens": arguments.max_tokens}
         return predict_file(tuned, arguments.source, arguments.output, **options, **reading)
 
-    _threads(arguments.threads)
+    set_threads(arguments.threads)
     count = _with_extras(run)
     if not arguments.quiet and arguments.output != "-":
         print(f"{arguments.output}: {count:,} rows", file=sys.stderr)
@@ -202,17 +204,6 @@ def _loaded(arguments: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
     device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = None if arguments.dtype is None else getattr(torch, arguments.dtype)
     return FineTuned.load(arguments.model, device=device, dtype=dtype, **options), reading
-
-
-def _threads(count: int | None) -> None:
-    if count is None:
-        return
-    if count < 1:
-        raise ValueError(f"--threads {count}: at least 1")
-    os.environ.setdefault("RAYON_NUM_THREADS", str(count))
-    import torch
-
-    torch.set_num_threads(count)
 
 
 def _with_extras(run: Callable[[], Any]) -> Any:

@@ -9,6 +9,8 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from bert_fast.command_options import add_threads, set_threads
+
 # name -> (type, how many, help); one for each of PretrainSettings
 _ONE, _SOME = None, "+"
 _FLAGS: dict[str, tuple[type, str | None, str]] = {
@@ -72,19 +74,13 @@ def add(commands: argparse._SubParsersAction, common: argparse.ArgumentParser) -
         else:
             many = int(count) if count == "2" else count
             parser.add_argument(flag, type=kind, nargs=many, metavar=kind.__name__.upper(), help=said)
-    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads")
+    add_threads(parser)
     parser.add_argument("--quiet", action="store_true", help="no lines of progress")
     parser.set_defaults(command=_pretrain)
 
 
 def _pretrain(arguments: argparse.Namespace) -> int:
-    if arguments.threads is not None:
-        if arguments.threads < 1:
-            raise ValueError(f"--threads {arguments.threads}: at least 1")
-        os.environ.setdefault("RAYON_NUM_THREADS", str(arguments.threads))
-        import torch
-
-        torch.set_num_threads(arguments.threads)
+    set_threads(arguments.threads)
     from bert_fast.training.config_file import read_config_file
     from bert_fast.training.pretraining.settings import settings_from
 

@@ -33,6 +33,7 @@ ORDER = (
     "encode",
     "doctor",
     "demo",
+    "command_options",
     "finetune_commands",
     "pretrain_command",
     "cli",
