@@ -52,6 +52,11 @@ class Call:
         """The argument, or None."""
         return self.arguments.get(name)
 
+    def positions(self) -> Tensor:
+        """``position_ids`` as given, ``[B, S]``, ``[1, S]`` or ``[S]``; else places counted from 0, ``[S]``."""
+        given = self.get("position_ids")
+        return torch.arange(self.shape[1], device=self.device) if given is None else given
+
     def packed(self, name: str, value: Tensor | None) -> Tensor | None:
         """``value [B, S, ...]`` (or ``[1, S, ...]``, ``[S]``) as packed rows.
 

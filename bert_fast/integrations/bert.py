@@ -2,7 +2,6 @@
 
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from bert_fast.integrations import shells
@@ -18,20 +17,20 @@ class BertAdapter(Adapter):
 
     def build(self, module: Any) -> Parts:
         embeddings, encoder = own(module, module.embeddings), own(module, module.encoder)
-        parts = Parts(
-            shells.embeddings(
-                embeddings.word_embeddings,
-                embeddings.position_embeddings,
-                embeddings.token_type_embeddings,
-                embeddings.LayerNorm,
-                embeddings.dropout,
-            ),
-            shells.encoder([self.layer(module, own(module, layer), i) for i, layer in enumerate(encoder.layer)]),
+        ours = shells.embeddings(
+            embeddings.word_embeddings,
+            embeddings.position_embeddings,
+            embeddings.token_type_embeddings,
+            embeddings.LayerNorm,
+            embeddings.dropout,
         )
-        parts.twins = [(parts.encoder, encoder), (parts.embeddings, embeddings)]
-        for ours, theirs in zip(parts.encoder.layer, encoder.layer, strict=True):
-            parts.twins += [(ours, theirs), (ours.attention.self, theirs.attention.self)]
-        return parts
+        made, twins = shells.stack(
+            encoder,
+            list(encoder.layer),
+            lambda layer, index: self.layer(module, own(module, layer), index),
+            lambda mine, layer: (mine.attention.self, layer.attention.self),
+        )
+        return Parts(ours, made, [*twins, (ours, embeddings)])
 
     def layer(self, module: Any, layer: Any, index: int) -> Any:
         """Our layer around theirs."""
@@ -63,8 +62,7 @@ class BertAdapter(Adapter):
 
     def positions(self, call: Call) -> Tensor:
         """``[B, S]``, ``[1, S]`` or ``[S]``: as given, or as the architecture counts."""
-        given = call.get("position_ids")
-        return torch.arange(call.shape[1], device=call.device) if given is None else given
+        return call.positions()
 
     def output(self, last_hidden_state: Tensor, pooled: Tensor | None, hidden_states: Any) -> Any:
         return output_class(self.output_class)(

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from bert_fast.integrations import shells
@@ -19,12 +18,13 @@ class DistilBertAdapter(Adapter):
 
     def build(self, module: Any) -> Parts:
         transformer = own(module, module.transformer)
-        layers = list(transformer.layer)
-        encoder = shells.encoder([self.layer(module, own(module, layer), i) for i, layer in enumerate(layers)])
-        twins: list[tuple[nn.Module, nn.Module]] = [(encoder, transformer)]
-        for ours, theirs in zip(encoder.layer, layers, strict=True):
-            twins += [(ours, theirs), (ours.attention.self, theirs.attention)]
-        return Parts(own(module, module.embeddings), encoder, twins)
+        made, twins = shells.stack(
+            transformer,
+            list(transformer.layer),
+            lambda layer, index: self.layer(module, own(module, layer), index),
+            lambda mine, layer: (mine.attention.self, layer.attention),
+        )
+        return Parts(own(module, module.embeddings), made, twins)
 
     def layer(self, module: Any, layer: Any, index: int) -> Any:
         """Our layer around theirs."""
@@ -47,13 +47,11 @@ class DistilBertAdapter(Adapter):
         return module.config.n_heads
 
     def embed(self, parts: Parts, call: Call, seed: Tensor | None) -> Tensor:
-        embeddings, positions = parts.embeddings, call.get("position_ids")
-        if positions is None:
-            positions = torch.arange(call.shape[1], device=call.device)
+        embeddings = parts.embeddings
         ids = call.packed("input_ids", call.get("input_ids"))
         embeds = call.packed("inputs_embeds", call.get("inputs_embeds"))
         words = embeds if ids is None else embeddings.word_embeddings(ids)
-        x = words + embeddings.position_embeddings(call.packed("position_ids", positions))
+        x = words + embeddings.position_embeddings(call.packed("position_ids", call.positions()))
         return embeddings.dropout(embeddings.LayerNorm(x))
 
     def output(self, last_hidden_state: Tensor, pooled: Tensor | None, hidden_states: Any) -> Any:

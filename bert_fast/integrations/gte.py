@@ -57,9 +57,7 @@ def turns(call: Call, *which: str) -> tuple[Tensor, Tensor]:
     Args:
         which: the kind of layer, where there are several.
     """
-    positions = call.get("position_ids")
-    if positions is None:
-        positions = torch.arange(call.shape[1], device=call.device)
+    positions = call.positions()
     # It reads the dtype of what it is given, and no more: in 16 bits angles would lose most of their digits.
     like = torch.empty(0, dtype=torch.float32, device=call.device)
     tables = call.module.rotary_emb(like, positions if positions.dim() == 2 else positions[None], *which)

@@ -26,9 +26,7 @@ class ModernBertAdapter(BertAdapter):
 
     def build(self, module: Any) -> Parts:
         if not hasattr(module, "rotary_emb") or not hasattr(module.config, "layer_types"):
-            raise Unsupported(
-                "its layers hold their rotary positions: transformers 5 is needed"
-            )
+            raise Unsupported("its layers hold their rotary positions: transformers 5 is needed")
         embeddings = own(module, module.embeddings)
         ours = shells.embeddings(embeddings.tok_embeddings, None, None, embeddings.norm, embeddings.drop)
         made, twins = shells.stack(
