@@ -248,8 +248,8 @@ class Layout:
             surplus = filled(here.stop - here.start) - (here.stop - here.start)
             key_mask = None if self.key_mask is None else torch.nn.functional.pad(self.key_mask[here], (0, surplus))
             cu_seqlens = self.cu_seqlens[first : last + 1] - here.start
-            shared = Layout(cu_seqlens, self.max_seqlen, key_mask=key_mask)
-            shared = replace(shared, plan=ops.attention_plan(cu_seqlens, key_mask))
+            plan = ops.attention_plan(cu_seqlens, key_mask)
+            shared = Layout(cu_seqlens, self.max_seqlen, key_mask=key_mask, plan=plan)
             part = self._with_own(shared, first, last, here, surplus)
             if self.local is not None:
                 part = replace(part, local=self.local._with_own(shared, first, last, here, surplus))
@@ -272,7 +272,10 @@ class Layout:
         Args:
             scores: of int64 distances of any shape, the key's place less the query's: ``[...]`` -> ``[..., N]``.
         """
-        length, device, places = self.max_seqlen, self.cu_seqlens.device, self.places()
+        return self._by_distance(scores, self.places())
+
+    def _by_distance(self, scores: Callable[[Tensor], Tensor], places: Tensor | None) -> Tensor:
+        length, device = self.max_seqlen, self.cu_seqlens.device
         if places is not None:
             rows, _ = reference.padded_rows(self.cu_seqlens, length, places.shape[0])
             place = places[rows]
@@ -284,17 +287,18 @@ class Layout:
 
     def with_window(self, window: int) -> "Layout":
         """The same layout, of which a query sees only keys up to ``window`` places away in its padded sequence."""
-        if not torch.compiler.is_compiling() and window >= self.max_seqlen - 1 and self.places() is None:
+        places = self.places()
+        if not torch.compiler.is_compiling() and window >= self.max_seqlen - 1 and places is None:
             return self
         # The kernels take a window as scores: better made once here than by every layer.
-        if not backend.has_kernels(self.cu_seqlens.device) and self.places() is None:
+        if not backend.has_kernels(self.cu_seqlens.device) and places is None:
             return replace(self, window=window)
 
         def near(distance: Tensor) -> Tensor:
             zeros = torch.zeros(distance.shape, device=distance.device)
             return zeros.masked_fill(distance.abs() > window, -torch.inf).unsqueeze(-1)
 
-        bias = self.by_distance(near)
+        bias = self._by_distance(near, places)
         return replace(self, bias=bias if self.bias is None else self.bias + bias)
 
     def with_seed(self, dropout: bool) -> "Layout":
