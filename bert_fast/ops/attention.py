@@ -75,8 +75,7 @@ def attention(
     Raises:
         ValueError: ``window`` is negative.
     """
-    if window is not None and window < 0:
-        raise ValueError(f"window must be at least 0, or None for all keys, not {window}")
+    check_window(window)
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     if (p == 0 or seed is not None) and kernel_runs(q, k, v, bias):
         bias, window = window_bias(bias, window, max_seqlen, q), None
@@ -96,6 +95,12 @@ def attention(
         return host_attention(q, k, v, cu_seqlens, scale, key_mask, bias=bias, window=window)
     groups = plan if isinstance(plan, AttentionGroups) else None
     return torch_attention(q, k, v, cu_seqlens, max_seqlen, scale, bias, key_mask, window, p, groups)
+
+
+def check_window(window: int | None) -> None:
+    """Raise the ValueError of :func:`attention`."""
+    if window is not None and window < 0:
+        raise ValueError(f"window must be at least 0, or None for all keys, not {window}")
 
 
 def window_bias(bias: Tensor | None, window: int | None, max_seqlen: int, x: Tensor) -> Tensor | None:

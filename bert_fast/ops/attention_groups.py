@@ -2,6 +2,7 @@
 
 import math
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bert_fast.ops.attention_rows import Slots, attend_with_dropout
+from bert_fast.ops.library import autocast_dtype
 from bert_fast.reference import within_window
 
 # Lengths are rounded up to this before they are grouped: fewer, larger calls against a little padding.
@@ -86,15 +88,10 @@ class AttentionGroups:
             self._make()
         if torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)) and q.shape[0] == len(self._restore):
             return self._attend_with_gradients(q, k, v, scale, p, bias, window)
-        outputs = []
-        for group in self._groups:
-            operands = [group.gather(x) for x in (q, k, v)]
-            mask = _scores(group.key_mask, operands[0], bias, window)
-            out = F.scaled_dot_product_attention(*operands, attn_mask=mask, dropout_p=p, scale=scale)
-            outputs.append(out.transpose(1, 2).flatten(0, 1))
-        if not outputs:
+        if not self._groups:
             return q.new_zeros(q.shape)
-        joined = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+        operands = ([group.gather(x) for x in (q, k, v)] for group in self._groups)
+        joined = self._run(operands, scale, p, bias, window)
         surplus = q.shape[0] - self._restore.shape[0]
         if self._in_order and not surplus:
             return joined
@@ -115,19 +112,36 @@ class AttentionGroups:
             q, k, v = (slots.spread(x) for x in (q, k, v))
         shapes = [group.shape() for group in self._groups]
         pieces = zip(*(x.split([b * length for b, length in shapes]) for x in (q, k, v)), strict=True)
+        operands = (
+            [x.unflatten(0, shape).transpose(1, 2) for x in piece] for shape, piece in zip(shapes, pieces, strict=True)
+        )
         # PyTorch's own takes 16 bits up to float32 for the weights.
-        own = p > 0 and self._key_mask is None and q.dtype in _WIDE and not torch.is_autocast_enabled("cpu")
-        outputs = []
-        for group, shape, piece in zip(self._groups, shapes, pieces, strict=True):
-            operands = [x.unflatten(0, shape).transpose(1, 2) for x in piece]
-            mask = _scores(group.key_mask, operands[0], bias, window)
-            if own and mask is group.key_mask:
-                out = attend_with_dropout(operands[0], operands[1], operands[2], mask, scale, p)
-            else:
-                out = F.scaled_dot_product_attention(*operands, attn_mask=mask, dropout_p=p, scale=scale)
-            outputs.append(out.transpose(1, 2).flatten(0, 1))
-        joined = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+        own = p > 0 and self._key_mask is None and q.dtype in _WIDE and autocast_dtype(q.device) is None
+        joined = self._run(operands, scale, p, bias, window, own)
         return joined if self._in_order else slots.collect(joined)
+
+    def _run(
+        self,
+        operands: Iterable[list[Tensor]],
+        scale: float | None,
+        p: float,
+        bias: Tensor | None,
+        window: int | None,
+        own: bool = False,
+    ) -> Tensor:
+        """Every group's attention over its ``q, k, v [b, N, L, D]``: all slots one after another, ``[slots, N, D]``.
+
+        ``own``: dropout of our own, where nothing but padding is hidden.
+        """
+        outputs = []
+        for group, given in zip(self._groups, operands, strict=True):
+            mask = _scores(group.key_mask, given[0], bias, window)
+            if own and mask is group.key_mask:
+                out = attend_with_dropout(given[0], given[1], given[2], mask, scale, p)
+            else:
+                out = F.scaled_dot_product_attention(*given, attn_mask=mask, dropout_p=p, scale=scale)
+            outputs.append(out.transpose(1, 2).flatten(0, 1))
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
     def _slots(self) -> Slots:
         if self._slots_made is None:

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from bert_fast import backend
-from bert_fast.ops.attention import AttentionPlan, attention, attention_plan, kernel_runs, window_bias
+from bert_fast.ops.attention import AttentionPlan, attention, attention_plan, check_window, kernel_runs, window_bias
 from bert_fast.ops.library import below_autograd, compile_errors, define
 
 
@@ -40,9 +40,9 @@ def attention_joined(
     """
     if qkv.dim() != 4 or qkv.shape[1] != 3:
         raise ValueError(f"qkv must be [T, 3, N, D], not {list(qkv.shape)}")
+    check_window(window)
     scale = 1 / math.sqrt(qkv.shape[-1]) if scale is None else scale
-    valid = window is None or window >= 0  # else it is refused below
-    if valid and (p == 0 or seed is not None) and kernel_runs(qkv, qkv, qkv, bias):
+    if (p == 0 or seed is not None) and kernel_runs(qkv, qkv, qkv, bias):
         bias, window = window_bias(bias, window, max_seqlen, qkv), None
         qkv = qkv if qkv.stride(-1) == 1 else qkv.contiguous()
         schedule = plan if isinstance(plan, Tensor) else attention_plan(cu_seqlens)
