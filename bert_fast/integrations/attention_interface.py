@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from bert_fast import backend, ops
-from bert_fast.ops.library import traced
+from bert_fast.ops.library import capturing, traced
 
 NAME = "bert_fast"
 
@@ -201,8 +201,7 @@ def _note(reason: str | None) -> None:
 
 def _batch(batch: int, seqlen: int, device: torch.device) -> tuple[Tensor, ops.AttentionPlan]:
     """The bounds of B rows of S places and the kernels' schedule for them, kept for the layers and batches to come."""
-    capturing = torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
-    if traced() or capturing:
+    if traced() or capturing(device):
         return _bounds(batch, seqlen, device)
     return _kept_bounds(batch, seqlen, device, backend.has_kernels(device))
 

@@ -72,8 +72,9 @@ class BertLayer(nn.Module):
         if not all(derived.plain(module, kind) for module, kind in kinds) or up.hidden_act not in GELU:
             return None
         for half in (attended, output):
-            drops = half.dropout.training and getattr(half.dropout, "p", 1)
-            if drops or not (derived.plain_norm(half.LayerNorm) and derived.plain(half.dropout, nn.Dropout)):
+            if not (derived.plain_norm(half.LayerNorm) and derived.plain(half.dropout, nn.Dropout)):
+                return None
+            if half.dropout.training and half.dropout.p:
                 return None
         linear = ((core.query, core.key, core.value), (attended.dense,), (up.dense,), (output.dense,))
         products = [product for layers in linear if (product := packed(layers, x)) is not None]

@@ -5,7 +5,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from bert_fast.backend import constant_while_compiling
-from bert_fast.ops.library import valueless
+from bert_fast.ops.library import capturing, valueless
 
 TABLES = {1: "input_ids", 2: "position_ids", 3: "token_type_ids"}
 BAD_LABEL = 4  # in the flag, beside the tables' codes; csrc/shared/cross_entropy_row.h sets it too
@@ -25,7 +25,7 @@ def check_ids(name: str, ids: Tensor, rows: int) -> None:
 def bad_id_flag(device: torch.device) -> Tensor:
     """The device's sticky flag, int32 ``[1]``: 0, or the code of the first table that an id lay outside of."""
     if device not in _flags:
-        if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        if capturing(device):
             # A graph's memory goes with the graph: the flag of a device that was never warmed up is not kept.
             return torch.zeros(1, dtype=torch.int32, device=device)
         with torch.inference_mode(False):  # it outlives the block of its first call, and is written outside of it
@@ -40,7 +40,7 @@ def flag_is_made(device: torch.device) -> bool:
     True, so that it stays one decision of the traced program.
     """
     there = torch.cuda.is_initialized() or torch.cuda.is_available()  # a fake tensor may be where no GPU is
-    if device.type == "cuda" and there and not torch.cuda.is_current_stream_capturing():
+    if device.type == "cuda" and there and not capturing(device):
         with unset_fake_temporarily():
             bad_id_flag(device)
     return True
