@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bert_fast import ops
-
-IGNORE_INDEX = -100
+from bert_fast.training.masking import IGNORED
 
 
 class Loss(Protocol):
@@ -61,7 +60,7 @@ class ModelLoss:
 
 
 def _labelled(labels: Tensor) -> float | Tensor:
-    return float(labels.numel()) if labels.is_floating_point() else (labels != IGNORE_INDEX).sum()
+    return float(labels.numel()) if labels.is_floating_point() else (labels != IGNORED).sum()
 
 
 def _spans_inside(batch: Mapping[str, Any]) -> Tensor:

@@ -92,7 +92,7 @@ def finetune(
 
     accelerator = make_accelerator(settings.mixed_precision, unused_parameters=False)
     seed_all(settings.seed)
-    network = _model(task, path, settings)
+    network = _model(task, path, before, settings)
     tuned = FineTuned(network, tokenizer, task, max_length)
     loader = _loader(examples, task, settings, accelerator.process_index, accelerator.num_processes)
     optimizer = AdamW(parameter_groups(network, settings.weight_decay), lr=settings.learning_rate)
@@ -177,14 +177,14 @@ def _examples(records: Iterable[Record], task: Task, tokenizer: Tokenizer, max_l
         warnings.warn(f"{cut:,} of {count:,} rows were longer than {max_length} tokens and were cut", stacklevel=3)
 
 
-def _model(task: Task, path: Path, settings: FinetuneSettings) -> Any:
-    """The checkpoint with the task's head, which is new unless the checkpoint has one for the same labels."""
+def _model(task: Task, path: Path, labels: list[str], settings: FinetuneSettings) -> Any:
+    """The checkpoint with the task's head, which is new unless the checkpoint has one for the same ``labels``."""
     changed: dict[str, Any] = dict(task.config())
     if settings.dropout is not None:
         changed |= dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), settings.dropout)
         changed["classifier_dropout"] = None
     kind = getattr(models, task.model_class)
-    other_labels = _names(BertConfig.from_pretrained(path).id2label) != _names(changed.get("id2label"))
+    other_labels = labels != _names(changed.get("id2label"))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*initialised at random", category=UserWarning)
         model, report = kind.from_pretrained(

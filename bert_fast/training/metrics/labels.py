@@ -4,11 +4,24 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 
-class LabelScores:
+class _Pairs:
+    """What was predicted and what was there, row by row."""
+
+    def __init__(self, typecode: str) -> None:
+        self._predicted, self._actual = array(typecode), array(typecode)
+
+    def add(self, predicted: Any, actual: Any) -> None:
+        """Count one row, by its numbers (of labels: their ids)."""
+        self._predicted.append(predicted)
+        self._actual.append(actual)
+
+
+class LabelScores(_Pairs):
     """Accuracy, F1 and Matthews' correlation, where each row (or word) has one label.
 
     Args:
@@ -16,13 +29,8 @@ class LabelScores:
     """
 
     def __init__(self, names: Sequence[str]) -> None:
+        super().__init__("i")
         self._names = list(names)
-        self._predicted, self._actual = array("i"), array("i")
-
-    def add(self, predicted: int, actual: int) -> None:
-        """Count one row, by the ids of its labels."""
-        self._predicted.append(predicted)
-        self._actual.append(actual)
 
     def compute(self) -> dict[str, float]:
         """``accuracy``, ``f1_macro`` (over the labels that occur), ``matthews_correlation`` and ``f1/LABEL``."""
@@ -93,16 +101,11 @@ class MultiLabelScores:
         }
 
 
-class NumberScores:
+class NumberScores(_Pairs):
     """Pearson's and Spearman's correlation and the errors of predicted numbers."""
 
     def __init__(self) -> None:
-        self._predicted, self._actual = array("d"), array("d")
-
-    def add(self, predicted: float, actual: float) -> None:
-        """Count one row."""
-        self._predicted.append(predicted)
-        self._actual.append(actual)
+        super().__init__("d")
 
     def compute(self) -> dict[str, float]:
         """``pearson``, ``spearman`` (0 where one side does not vary), ``mse`` and ``mae``."""

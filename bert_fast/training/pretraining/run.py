@@ -21,7 +21,7 @@ from bert_fast.training.data import BatchPlan, Corpus, PackedLoader, Pretraining
 from bert_fast.training.devices import make_accelerator
 from bert_fast.training.groups import parameter_groups
 from bert_fast.training.loop import FitResult, fit
-from bert_fast.training.masking import TokenMasking
+from bert_fast.training.masking import IGNORED, TokenMasking
 from bert_fast.training.optimizers import AdamW, Lamb
 from bert_fast.training.pretraining.phases import PhasedLoader
 from bert_fast.training.pretraining.settings import SIZES, PretrainSettings
@@ -181,7 +181,7 @@ def _measured(model: nn.Module, batch: Mapping[str, Any]) -> torch.Tensor:
         answers.append((output["seq_relationship_logits"], batch["next_sentence_label"]))
     sums = []
     for logits, labels in answers:
-        logits, labels = logits[labels != -100].float(), labels[labels != -100]
+        logits, labels = logits[labels != IGNORED].float(), labels[labels != IGNORED]
         loss = nn.functional.cross_entropy(logits, labels, reduction="sum")
         sums += [loss, (logits.argmax(-1) == labels).sum(), torch.tensor(len(labels), device=loss.device)]
     return torch.stack([x.float() for x in sums] + [torch.zeros_like(sums[0])] * (6 - len(sums)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -90,7 +90,7 @@ class MultipleChoice(Task):
         first = next(iter(records), None)
         if first is None:
             raise ValueError("there are no rows to train on")
-        return type(self)(self.text, self.beginning, self.choices, self.label, len(first.inputs[1]))
+        return replace(self, count=len(first.inputs[1]))
 
     def encoded(self, records: Sequence[Record], tokenizer: Tokenizer, max_length: int, whole: bool = False) -> Encoded:
         """One example of several sequences for each record; the longer one of a pair is cut first."""

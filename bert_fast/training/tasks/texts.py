@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -33,9 +34,9 @@ class TextTask(Task):
         """The row's text, or both."""
         return tuple(text_of(row, column) for column in (self.text, self.pair) if column is not None)
 
+    @abstractmethod
     def label_of(self, target: Any) -> Any:
         """A record's target as the model learns it."""
-        raise NotImplementedError
 
     def encoded(self, records: Sequence[Record], tokenizer: Tokenizer, max_length: int, whole: bool = False) -> Encoded:
         """One example for each record."""
