@@ -25,11 +25,12 @@ BERT_FAST_HD void add_floats(float* target, const float (&x)[VEC]) {
         for (int k = 0; k < VEC; k += 4) {
             atomicAdd(reinterpret_cast<float4*>(target + k), make_float4(x[k], x[k + 1], x[k + 2], x[k + 3]));
         }
-        return;
-    }
+    } else
 #endif
-    BERT_FAST_UNROLL
-    for (int k = 0; k < VEC; ++k) atomicAdd(target + k, x[k]);
+    {
+        BERT_FAST_UNROLL
+        for (int k = 0; k < VEC; ++k) atomicAdd(target + k, x[k]);
+    }
 #endif
 }
 
