@@ -66,7 +66,8 @@ def losses(run_dir: Path) -> list[tuple[int, float]]:
 def killed_run(run_dir: Path, steps: int, kills: int, seed: int, say=print) -> dict[str, int]:
     """Start :func:`train` again and again, and kill it ``kills`` times; then let it end.
 
-    Every other time it is killed as soon as a checkpoint is being written, otherwise after a random time.
+    The k-th kill comes after a random step of the k-th stretch of the run, however fast this machine is: every other
+    time as soon as a checkpoint is being written, otherwise at once or a moment later, within whatever step that is.
 
     Returns how often it was killed, how often while it wrote, and at how many different steps it went on.
     """
@@ -82,9 +83,10 @@ def killed_run(run_dir: Path, steps: int, kills: int, seed: int, say=print) -> d
             while process.is_alive() and starts(run_dir) == before:
                 time.sleep(0.002)
             during = done % 2 == 0
-            until = time.monotonic() + draw.uniform(0.0, 0.5)
-            while process.is_alive() and time.monotonic() < until:
+            step = int(steps * (done + draw.random()) / (kills + 1))
+            while process.is_alive() and reached(run_dir) < step:
                 time.sleep(0.001)
+            time.sleep(draw.uniform(0.0, 0.01))
             while during and process.is_alive() and not unfinished(run_dir):
                 pass
         alive = process.is_alive()
@@ -106,6 +108,12 @@ def killed_run(run_dir: Path, steps: int, kills: int, seed: int, say=print) -> d
 def unfinished(run_dir: Path) -> list[Path]:
     """Checkpoints that are being written, or were when the process was killed."""
     return list((run_dir / "checkpoints").glob(".step-*.tmp"))
+
+
+def reached(run_dir: Path) -> int:
+    """How many steps the metrics tell of."""
+    file = run_dir / "metrics.jsonl"
+    return file.read_bytes().count(b"\n") if file.is_file() else 0
 
 
 def starts(run_dir: Path) -> int:
