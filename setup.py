@@ -6,6 +6,7 @@ What cannot be built is left out with a warning, and the reason is kept in bert_
 
 import hashlib
 import importlib.util
+import itertools
 import json
 import os
 import re
@@ -32,12 +33,10 @@ HOST_FLAGS = ["-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-Wall", "-We
 
 def run(command):
     try:
-        done = subprocess.run(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    except OSError as error:
-        raise CompileError(f"cannot run {command[0]}: {error}") from error
-    if done.returncode:
-        raise CompileError(f"`{shlex.join(command)}` failed:\n" + "\n".join(done.stdout.strip().splitlines()[-20:]))
-    return done.stdout
+        return subprocess.check_output(command, cwd=ROOT, text=True, stderr=subprocess.STDOUT)
+    except (OSError, subprocess.CalledProcessError) as error:
+        said = (getattr(error, "stdout", None) or str(error)).strip().splitlines()[-20:]
+        raise CompileError(f"`{shlex.join(command)}` failed:\n" + "\n".join(said)) from error
 
 
 def max_jobs():
@@ -75,11 +74,9 @@ def cuda_toolkit():
         raise CompileError(f"{nvcc} ({release and release[0]}) is too old: set CUDA_HOME to CUDA 11.8 or newer")
     known = re.findall(r"compute_(\d+)", run([nvcc, "--list-gpu-arch"]))
     asked = re.sub(r"sm_|\.", "", os.environ.get("BERT_FAST_CUDA_ARCHS", "")).replace(",", " ").replace(";", " ")
-    archs = asked.split() or [arch for arch in DEFAULT_ARCHS if arch in known]
+    archs = asked.split() or [arch for arch in DEFAULT_ARCHS if arch in known] or known[-1:]
     if unknown := [arch for arch in archs if re.sub("[af]$", "", arch) not in known]:
         sys.exit(f"bert_fast: BERT_FAST_CUDA_ARCHS names {unknown}, but {nvcc} knows {sorted(known, key=int)}")
-    if not archs:
-        raise CompileError(f"{nvcc} knows none of the architectures {DEFAULT_ARCHS}: name some in BERT_FAST_CUDA_ARCHS")
     return nvcc, f"{release[1]}.{release[2]}", sorted(set(archs), key=lambda arch: int(arch.rstrip("af")))
 
 
@@ -103,8 +100,10 @@ def build(target, version, with_cuda):
         nvcc, release, archs = cuda_toolkit()
         module_flags += [f'-DBERT_FAST_NVCC="{release}"', f'-DBERT_FAST_ARCHS="{" ".join(archs)}"']
         link = [nvcc, "-shared", "-cudart=static", "--no-device-link", "-Xlinker=--exclude-libs=ALL,-s"]
-        code = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs]
-        code.append(f"-gencode=arch=compute_{archs[-1]},code=compute_{archs[-1]}")
+        groups = [list(group) for _, group in itertools.groupby(archs, lambda arch: arch[:-1])]  # by major version
+        # One PTX, the oldest's, for each: the machine code is the same as from every one's own, and sooner made.
+        code = [f"-gencode=arch=compute_{same[0]},code=[{','.join(f'sm_{arch}' for arch in same)}]" for same in groups]
+        code.append(f"-gencode=arch=compute_{groups[-1][0]},code=compute_{groups[-1][0]}")
         command = [nvcc, "-O3", "-std=c++17", "-Xcompiler=-fPIC,-fvisibility=hidden", "-Icsrc", *code]
         work += [(command, source) for source in sorted(ROOT.glob("csrc/cuda/*.cu"))]
     command = [*cxx, *HOST_FLAGS, *shlex.split(os.environ.get("CXXFLAGS", ""))]
@@ -145,7 +144,6 @@ if makes_wheel and not any(map(importlib.util.find_spec, ("wheel", "setuptools.c
 setup(
     packages=[*find_packages(include=["bert_fast", "bert_fast.*"]), "bert_fast.kernels"],
     package_dir={"bert_fast.kernels": "kernels"}, package_data={"bert_fast": ["py.typed"]}, license="Apache-2.0",
-    ext_modules=[Extension("bert_fast._C", [], optional=True)],
-    cmdclass={"build_ext": BuildExtension},
+    ext_modules=[Extension("bert_fast._C", [], optional=True)], cmdclass={"build_ext": BuildExtension},
     options={"build": {"build_base": SCRATCH.name}, **({} if WRITABLE else {"egg_info": {"egg_base": SCRATCH.name}})},
 )

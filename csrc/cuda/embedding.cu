@@ -74,20 +74,21 @@ void launch(const Arguments& a, cudaStream_t stream) {
     embedding_layer_norm<Row, T, LANES><<<grid, kThreads, 0, stream>>>(a);
 }
 
-template <typename T, int VEC>
-void launch_cached(const Arguments& a, cudaStream_t stream) {
-    using Row = CachedRow<T, VEC, kCachedElements / VEC>;
+template <typename Row, typename T>
+void launch_shared(const Arguments& a, cudaStream_t stream) {
     if (a.in.hidden <= kWarpRowLimit) return launch<Row, T, kWarpLanes>(a, stream);
     launch<Row, T, kBlockLanes>(a, stream);
 }
 
+// Rows that no vector divides are rare: read from cache again they are slower, but kept in registers they would be most
+// of what there is to compile.
 template <typename T>
 void launch_for(const Arguments& a, cudaStream_t stream) {
     constexpr int kVec = 16 / sizeof(T);
-    if (a.in.hidden > kBlockRowLimit) return launch<StreamedRow<T, 1>, T, kBlockLanes>(a, stream);
     const bool aligned = all_aligned({a.in.word, a.in.position, a.in.type, a.in.gamma, a.beta, a.out});
-    if (a.in.hidden % kVec == 0 && aligned) return launch_cached<T, kVec>(a, stream);
-    launch_cached<T, 1>(a, stream);
+    const bool cached = aligned && a.in.hidden % kVec == 0 && a.in.hidden <= kBlockRowLimit;
+    if (cached) return launch_shared<CachedRow<T, kVec, kCachedElements / kVec>, T>(a, stream);
+    launch_shared<StreamedRow<T, 1>, T>(a, stream);
 }
 
 }  // namespace

@@ -72,10 +72,9 @@ int embedding(const char* kind, const int64_t* ids, const int64_t* types, const 
                                static_cast<T*>(out), mean, rstd, sizes, eps, lanes, bad_id);
         return 0;
     };
-    const int lanes = kind[0] == 'w' ? kWarpLanes : kBlockLanes;  // warp, block or streamed
-    if (kind[0] == 's') return run(static_cast<StreamedRow<T, 1>*>(nullptr), lanes);
-    if (kind[1] == 'v') return run(static_cast<CachedRow<T, kVec, kCachedElements / kVec>*>(nullptr), lanes);
-    return run(static_cast<CachedRow<T, 1, kCachedElements>*>(nullptr), lanes);
+    const int lanes = kind[0] == 'w' ? kWarpLanes : kBlockLanes;
+    if (kind[1] == 'c') return run(static_cast<CachedRow<T, kVec, kCachedElements / kVec>*>(nullptr), lanes);
+    return run(static_cast<StreamedRow<T, 1>*>(nullptr), lanes);
 }
 
 // As the kernels of cuda/lamb.cu do one tensor: two passes with `adapt`, one without.
