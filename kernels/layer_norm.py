@@ -190,7 +190,7 @@ def _backward_kernel(
         dy_more_stride = H
         x_stride = H
     cols = tl.broadcast_to(tl.arange(0, COLS)[None, :], (ROWS, COLS))
-    if seed is not None:
+    if seed is not None and STAGES > 1:
         seed_value = tl.load(seed)
     weights = ()
     biases = ()
@@ -255,6 +255,8 @@ def _backward_kernel(
         sum_wgrad, sum_wgrad_xhat = tl.split(tl.sum(tl.join(sum_wgrad, sum_wgrad_xhat), 1))
         row_shift = sum_wgrad[:, None] * (-row_rstd / H)
         row_slope = sum_wgrad_xhat[:, None] * (-row_rstd / H)
+        if seed is not None and STAGES == 1:
+            seed_value = tl.load(seed)  # here, for the same want of registers
         dx_bias_next = ()
         for chunk in tl.static_range(CHUNKS):
             col = chunk * COLS + cols
@@ -438,7 +440,7 @@ def normalise(
             CHUNKS=plan.chunks,
             ROWS=plan.rows,
             VECTOR=plan.vector,
-            num_warps=plan.num_warps,
+            **launch.launch_options({**chosen, "num_warps": plan.num_warps}),
         )
     return y, mean, rstd
 
