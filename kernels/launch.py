@@ -337,7 +337,12 @@ TABLE: dict[str, Rules] = {
     # LayerNorm: VALUES of a row in one thread at most. Without a bound on the forward's registers ptxas aims at rounder
     # ones than it needs and spills two or three. The backward's grid is persistent and must fit: with `values`
     # held, a multiprocessor takes RESIDENT_WARPS of max_registers (65,536 are 20 warps of 96 or 16 of 128).
-    "layer_norm_forward": {0: [({}, {"VALUES": 32, "max_registers": 80, "num_warps": 4})]},
+    "layer_norm_forward": {
+        0: [
+            ({"bytes": 2}, {"VALUES": 32, "max_registers": 80, "num_warps": 4}),
+            ({}, {"VALUES": 32, "max_registers": 96, "num_warps": 4}),
+        ],
+    },
     "layer_norm_backward": {0: [({}, {"VALUES": 12, "num_warps": 4})]},
     "layer_norm_backward_resident": {
         0: [

@@ -412,7 +412,7 @@ def normalise(
         return y, mean, rstd
     x, residual = contiguous_rows(x), contiguous_rows(residual)
     itemsize = max(t.element_size() for t in (x, y, residual) if t is not None)
-    chosen = launch.parameters("layer_norm_forward", launch.architecture())
+    chosen = launch.parameters("layer_norm_forward", launch.architecture(), bytes=itemsize)
     plan = row_plan(hidden, itemsize, chosen["VALUES"], chosen["num_warps"])
     with on_device(x):
         _forward_kernel[(cdiv(tokens, plan.rows),)](

@@ -53,7 +53,7 @@ SEARCHES = {
         {"BLOCK": (32, 64), "num_warps": (4, 8), "num_stages": (1, 2)}, (("attention S=128 bias", "backward"),)
     ),
     "layer_norm_forward": Search(
-        {"VALUES": (8, 12, 16, 24, 32, 48), "num_warps": (2, 4, 8)},
+        {"VALUES": (8, 12, 16, 24, 32, 48), "max_registers": (64, 80, 96, 128), "num_warps": (2, 4, 8)},
         (*_with("forward", _ROWS), *_with("forward", _ROWS_LARGE)),
     ),
     "layer_norm_backward": Search(
