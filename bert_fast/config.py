@@ -25,7 +25,8 @@ class BertConfig:
     Keys that are not BERT's own are kept as attributes and written back, so that a checkpoint loses nothing on its way
     through. ``hidden_act``: "gelu" is exact (erf), "gelu_new" and "gelu_pytorch_tanh" are the tanh formula.
     ``hidden_positions`` is bert_fast's own: what a model returns where the mask hides a token, "zero" (not computed) or
-    "exact" (as Hugging Face computes it); None leaves it to the model class.
+    "exact" (as Hugging Face computes it); None leaves it to the model class. So is ``batch_invariant``: a sequence's
+    bits are the same in any batch, or there is an error (see :class:`bert_fast.BertModel`).
 
     Raises:
         ValueError: a size that is not a positive integer, a hidden size that the heads do not divide, a probability
@@ -58,6 +59,7 @@ class BertConfig:
         output_hidden_states: bool = False,
         return_dict: bool = True,
         hidden_positions: str | None = None,
+        batch_invariant: bool = False,
         **kwargs: Any,
     ) -> None:
         self.vocab_size = vocab_size
@@ -82,6 +84,7 @@ class BertConfig:
         self.output_hidden_states = output_hidden_states
         self.return_dict = return_dict
         self.hidden_positions = hidden_positions
+        self.batch_invariant = batch_invariant
         self._set_labels(kwargs.pop("num_labels", None), kwargs.pop("id2label", None), kwargs.pop("label2id", None))
         # transformers renamed torch_dtype to dtype in version 5; both are found in checkpoints.
         self.dtype: str | None = _dtype_name(kwargs.pop("dtype", kwargs.pop("torch_dtype", None)))
@@ -139,6 +142,8 @@ class BertConfig:
         if self.hidden_positions not in (None, *HIDDEN_POSITIONS):
             given = self.hidden_positions
             raise ValueError(f"hidden_positions must be None or one of {HIDDEN_POSITIONS}, not {given!r}")
+        if not isinstance(self.batch_invariant, bool):
+            raise ValueError(f"batch_invariant must be True or False, not {self.batch_invariant!r}")
         positions = getattr(self, "position_embedding_type", "absolute")
         if positions != "absolute":
             raise ValueError(f"position_embedding_type must be 'absolute', not {positions!r}")
@@ -189,7 +194,7 @@ class BertConfig:
         default = BertConfig()
         if (self.id2label, self.label2id) == (default.id2label, default.label2id):
             del values["id2label"], values["label2id"]
-        for name in ("output_attentions", "output_hidden_states", "return_dict"):
+        for name in _RUN_DEFAULTS:
             if values[name] == _RUN_DEFAULTS[name]:
                 del values[name]
         written = {name: value for name, value in values.items() if value is not None or name in _NULLABLE}
@@ -208,7 +213,12 @@ class BertConfig:
         return f"BertConfig {self.to_json_string()}"
 
 
-_RUN_DEFAULTS = {"output_attentions": False, "output_hidden_states": False, "return_dict": True}
+_RUN_DEFAULTS = {
+    "output_attentions": False,
+    "output_hidden_states": False,
+    "return_dict": True,
+    "batch_invariant": False,
+}
 _NULLABLE = ("classifier_dropout", "pad_token_id")
 
 

@@ -200,6 +200,7 @@ class Layout:
         local: this layout as layers see it whose attention is local: with another window, bias and rotary.
         plan: what all layers' attention over this batch shares.
         seed: of the kernels' dropout in this forward pass, int64 ``[1]``; None where PyTorch draws the masks.
+        batch_invariant: whether a sequence's bits must not depend on the others.
     """
 
     cu_seqlens: Tensor
@@ -214,6 +215,7 @@ class Layout:
     window: int | None = None
     rotary: tuple[Tensor, Tensor] | None = None
     local: "Layout | None" = None
+    batch_invariant: bool = False
 
     def pack(self, x: Tensor) -> Tensor:
         """``[B, S, ...]`` -> ``[T, ...]``; a tensor that is packed already stays as it is."""
@@ -249,7 +251,9 @@ class Layout:
             key_mask = None if self.key_mask is None else torch.nn.functional.pad(self.key_mask[here], (0, surplus))
             cu_seqlens = self.cu_seqlens[first : last + 1] - here.start
             plan = ops.attention_plan(cu_seqlens, key_mask)
-            shared = Layout(cu_seqlens, self.max_seqlen, key_mask=key_mask, plan=plan)
+            shared = Layout(
+                cu_seqlens, self.max_seqlen, key_mask=key_mask, plan=plan, batch_invariant=self.batch_invariant
+            )
             part = self._with_own(shared, first, last, here, surplus)
             if self.local is not None:
                 part = replace(part, local=self.local._with_own(shared, first, last, here, surplus))

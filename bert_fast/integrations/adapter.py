@@ -48,6 +48,11 @@ class Call:
     device: torch.device
     layout: Layout | None = None
 
+    @property
+    def batch_invariant(self) -> bool:
+        """Whether a sequence's bits must not depend on the rest of the batch."""
+        return self.layout is not None and self.layout.batch_invariant
+
     def get(self, name: str) -> Any:
         """The argument, or None."""
         return self.arguments.get(name)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from bert_fast.integrations import shells
 from bert_fast.integrations.adapter import Call, Parts, Unsupported, own
 from bert_fast.integrations.bert import BertAdapter
+from bert_fast.layers.invariance import by_rows
 from bert_fast.layers.projection import call as call_linear
 
 
@@ -61,7 +62,9 @@ class AlbertAdapter(BertAdapter):
         )
 
     def embed(self, parts: Parts, call: Call, seed: Tensor | None) -> Tensor:
-        return call_linear(call.module.encoder.embedding_hidden_mapping_in, super().embed(parts, call, seed))
+        mapping = call.module.encoder.embedding_hidden_mapping_in
+        x = super().embed(parts, call, seed)
+        return by_rows(call.batch_invariant, lambda rows: call_linear(mapping, rows), x)
 
     def pooler(self, module: Any) -> Callable[[Tensor], Tensor] | None:
         if module.pooler is None:

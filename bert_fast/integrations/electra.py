@@ -6,6 +6,7 @@ from torch import Tensor
 
 from bert_fast.integrations.adapter import Call, Parts
 from bert_fast.integrations.bert import BertAdapter, output_class
+from bert_fast.layers.invariance import by_rows
 from bert_fast.layers.projection import call as call_module
 
 
@@ -19,7 +20,9 @@ class ElectraAdapter(BertAdapter):
     def embed(self, parts: Parts, call: Call, seed: Tensor | None) -> Tensor:
         x = super().embed(parts, call, seed)
         projection = getattr(call.module, "embeddings_project", None)
-        return x if projection is None else call_module(projection, x)
+        if projection is None:
+            return x
+        return by_rows(call.batch_invariant, lambda rows: call_module(projection, rows), x)
 
     def output(self, last_hidden_state: Tensor, pooled: Tensor | None, hidden_states: Any) -> Any:
         kind = output_class("BaseModelOutputWithPastAndCrossAttentions")

@@ -18,10 +18,12 @@ from bert_fast.integrations.adapter import Adapter, Call, Parts, Unsupported, en
 from bert_fast.integrations.attributes import InPlaceOfForward
 from bert_fast.integrations.owners import Verdict, owner_calls
 from bert_fast.integrations.table import adapter_of
+from bert_fast.layers.invariance import by_rows, invariant
 from bert_fast.layers.projection import compute_dtype
 from bert_fast.models.masks import layout_from_mask
 
 _building = threading.Lock()
+_OWN_CODE = "runs its own code"
 
 
 class Live(InPlaceOfForward):
@@ -33,13 +35,14 @@ class Live(InPlaceOfForward):
         module: the encoder.
         positions: what is done with places that the mask hides, and why.
         asked: whether the user chose that.
+        batch_invariant: whether a sequence's bits must not depend on its batch; what cannot hold that raises.
         reasons: how many calls ran the module's own code, by reason.
         accelerated: how many did not.
     """
 
-    def __init__(self, module: Any, positions: Verdict, asked: bool) -> None:
+    def __init__(self, module: Any, positions: Verdict, asked: bool, batch_invariant: bool = False) -> None:
         super().__init__(module)
-        self.positions, self.asked = positions, asked
+        self.positions, self.asked, self.batch_invariant = positions, asked, batch_invariant
         self._begin()
 
     def _begin(self) -> None:
@@ -58,7 +61,8 @@ class Live(InPlaceOfForward):
         self.adapter: Adapter = adapter
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"module": self.module, "positions": self.positions, "asked": self.asked}
+        names = ("module", "positions", "asked", "batch_invariant")
+        return {name: getattr(self, name) for name in names}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -74,6 +78,9 @@ class Live(InPlaceOfForward):
                 return self._run(self.parts(), given)
             except Unsupported as unsupported:
                 reason = str(unsupported)
+        if self.batch_invariant:
+            kind = type(self.module).__name__
+            raise RuntimeError(f"batch_invariant=True cannot hold here: {kind} {_OWN_CODE}: {reason}")
         self._note(reason)
         return self.original(*args, **kwargs)
 
@@ -134,13 +141,15 @@ class Live(InPlaceOfForward):
             *call.shape,
             x.device,
             heads=adapter.heads(module),
-            keep_first=True,
+            keep_first=not self.batch_invariant or adapter.pooler(module) is not None,
             keep=None,
             exact=self._exact(states is not None, adapter.pooler(module)),
             dense=False,
         )
         # The first place is computed because heads read it out of the padded result: it must not come back as zeros.
         layout = replace(layout, zero_hidden=False).with_seed(module.training)
+        if self.batch_invariant:
+            layout = invariant(layout)
         call.layout = layout
         x = adapter.embed(parts, call, layout.seed)
         dtype = x.dtype
@@ -148,7 +157,7 @@ class Live(InPlaceOfForward):
         x = parts.encoder(x, adapter.layout(parts, call, layout).prepared_for(x), hidden_states=states)
         last = layout.unpack(adapter.finish(parts, call, x)).to(dtype)
         pooler = adapter.pooler(module)
-        pooled = None if pooler is None else pooler(last)
+        pooled = None if pooler is None else self._pooled(pooler, last)
         hidden = None
         if states is not None:
             hidden = (*(layout.unpack(state).to(dtype) for state in states[:-1]), last)
@@ -166,6 +175,21 @@ class Live(InPlaceOfForward):
             return (last, pooled) if hidden is None else (last, pooled, hidden)
         return output.to_tuple()
 
+    def _pooled(self, pooler: Callable[[Tensor], Tensor], last: Tensor) -> Tensor:
+        if not self.batch_invariant:
+            return pooler(last)
+        if isinstance(pooler, nn.Module):
+            hooked = any(m._forward_hooks or m._forward_pre_hooks for m in pooler.modules())
+            if hooked or type(pooler).__module__ != self._home:
+                raise RuntimeError("batch_invariant=True cannot hold here: the pooler has hooks or is another's")
+        return by_rows(True, pooler, last[:, :1])
+
+    def replicate(self) -> nn.Module:
+        """See :class:`InPlaceOfForward`; what has to be the same in any batch is not dealt out to devices."""
+        if self.batch_invariant:
+            raise RuntimeError("batch_invariant=True cannot hold here: DataParallel's replicas run their own code")
+        return super().replicate()
+
     def _exact(self, states_asked: bool, pooler: Callable[[Tensor], Tensor] | None) -> bool:
         if self.positions.hidden_positions == "exact" or self.asked:
             return self.positions.hidden_positions == "exact"
@@ -180,7 +204,7 @@ class Live(InPlaceOfForward):
         self.reasons[reason] += 1
         if first:
             kind = type(self.module).__name__
-            warnings.warn(f"bert_fast: {kind} runs its own code: {reason}", RuntimeWarning, stacklevel=4)
+            warnings.warn(f"bert_fast: {kind} {_OWN_CODE}: {reason}", RuntimeWarning, stacklevel=4)
 
     def forget(self) -> None:
         """Drop our modules and what was derived for them."""

@@ -1,8 +1,10 @@
 """MPNet: BERT with relative positions, one bias for all layers."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from bert_fast.integrations import shells
@@ -48,5 +50,13 @@ class MPNetAdapter(RobertaAdapter):
         def scores(distance: Tensor) -> Tensor:
             return encoder.relative_attention_bias(encoder.relative_position_bucket(distance))
 
+        if call.batch_invariant:  # the logarithm in it is taken of numbers that lie where they always do
+            scores = _from_table(scores, max(call.module.config.max_position_embeddings, call.shape[1]))
         bias = layout.by_distance(scores)
         return replace(layout, bias=bias if layout.bias is None else layout.bias + bias)
+
+
+def _from_table(scores: Callable[[Tensor], Tensor], length: int) -> Callable[[Tensor], Tensor]:
+    """``scores`` of distances below ``length``, computed once for all of them."""
+    table = scores(torch.arange(1 - length, length))
+    return lambda distance: table[distance + (length - 1)]

@@ -14,6 +14,7 @@ from bert_fast.config import BertConfig
 from bert_fast.layers import blocks
 from bert_fast.layers.activations import GELU, activation_function
 from bert_fast.layers.attention import BertAttention, BertSelfAttention, BertSelfOutput
+from bert_fast.layers.invariance import check_invariance, rows_in_blocks
 from bert_fast.layers.prepared import PreparedLayer
 from bert_fast.layers.projection import packed, packs, project
 from bert_fast.layers.residual import ResidualOutput
@@ -63,8 +64,11 @@ class BertLayer(nn.Module):
                 return y
         return self.output(self.intermediate(x), x, layout.seed)
 
-    def prepared(self, x: Tensor) -> PreparedLayer | None:
-        """This layer without its modules, for rows like ``x``; None where one of them has to be called."""
+    def prepared(self, x: Tensor, always: bool = False) -> PreparedLayer | None:
+        """This layer without its modules, for rows like ``x``; None where one of them has to be called.
+
+        ``always``: also where plain products were asked for, or are faster.
+        """
         if not (derived.plain(self, BertLayer) and derived.plain(self.attention, BertAttention)):
             return None
         core, attended, up, output = self.attention.self, self.attention.output, self.intermediate, self.output
@@ -77,7 +81,7 @@ class BertLayer(nn.Module):
             if half.dropout.training and half.dropout.p:
                 return None
         linear = ((core.query, core.key, core.value), (attended.dense,), (up.dense,), (output.dense,))
-        products = [product for layers in linear if (product := packed(layers, x)) is not None]
+        products = [product for layers in linear if (product := packed(layers, x, always)) is not None]
         if len(products) < len(linear) or (core.training and core.dropout.p):
             return None
         norms = (attended.LayerNorm, output.LayerNorm)
@@ -118,6 +122,8 @@ class BertEncoder(nn.Module):
         probabilities: list[Tensor] | None = None,
     ) -> Tensor:
         """``[T, H]`` -> ``[T, H]``; each layer's input and the result are appended to ``hidden_states`` if given."""
+        if layout.batch_invariant:
+            return self._invariant(x, layout, hidden_states, probabilities is not None)
         if probabilities is None:
             for_parts = self._for_parts(x, layout)
             if for_parts is not None:
@@ -126,6 +132,21 @@ class BertEncoder(nn.Module):
         if self.gradient_checkpointing and self.training and torch.is_grad_enabled() and probabilities is None:
             layers = map(_checkpointed, self.layer)
         return _run(layers, x, layout, hidden_states, probabilities)
+
+    def _invariant(
+        self, x: Tensor, layout: Layout, hidden_states: list[Tensor] | None, probabilities: bool
+    ) -> Tensor:
+        check_invariance(x, layout, self.training, probabilities)
+        layers: list[Callable[..., Tensor]] = []
+        for index, layer in enumerate(self.layer):
+            prepared = layer.prepared(x, always=True) if isinstance(layer, BertLayer) else None
+            if prepared is None:
+                raise RuntimeError(
+                    f"batch_invariant=True cannot hold here: layer {index} is no plain post-norm layer with GELU "
+                    f"(hooks, adapters that are not merged, quantised or replaced modules, another activation)"
+                )
+            layers.append(prepared)
+        return _in_parts(layers, x, layout, hidden_states) if x.shape[0] else _run([], x, layout, hidden_states, None)
 
     def _for_parts(self, x: Tensor, layout: Layout) -> list[Callable[..., Tensor]] | None:
         """What runs each layer on parts of a batch, where linear layers run packed on CPU; else None.
@@ -152,7 +173,8 @@ def _in_parts(
 ) -> Tensor:
     """Some hundred rows after another through all layers: few numbers of rows, and rows that stay in cache."""
     results, states = [], []
-    for rows, surplus, part in layout.parts(PART_ROWS, rows_to_pack):
+    filled = rows_in_blocks if layout.batch_invariant else rows_to_pack
+    for rows, surplus, part in layout.parts(PART_ROWS, filled):
         kept: list[Tensor] | None = None if hidden_states is None else []
         padded = F.pad(x[rows], (0, 0, 0, surplus)) if surplus else x[rows]
         count = rows.stop - rows.start

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from bert_fast import derived, ops
 from bert_fast.config import BertConfig
 from bert_fast.layers.activations import GELU, activation_function
+from bert_fast.layers.invariance import by_rows
 from bert_fast.layers.projection import call, project
 from bert_fast.ops.library import autocast_dtype, capturing, valueless
 from bert_fast.packing import Layout
@@ -20,7 +21,10 @@ class BertPooler(nn.Module):
 
     def forward(self, x: Tensor, layout: Layout) -> Tensor:
         """``[T, H]`` -> ``[B, H]``."""
-        return torch.tanh(project(self.dense, layout.first_rows(x)))
+        return by_rows(layout.batch_invariant, self._pooled, layout.first_rows(x))
+
+    def _pooled(self, x: Tensor) -> Tensor:
+        return torch.tanh(project(self.dense, x))
 
 
 class BertPredictionHeadTransform(nn.Module):

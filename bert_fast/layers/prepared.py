@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from bert_fast import ops
+from bert_fast.layers.invariance import by_rows
 from bert_fast.ops.linear import PackedLinear
 from bert_fast.packing import Layout
 
@@ -27,8 +28,7 @@ class PreparedLayer:
 
     def __call__(self, x: Tensor, layout: Layout, probabilities: None = None) -> Tensor:
         """``[T, H]`` -> ``[T, H]``."""
-        joined, attended, up, down = self.products
-        qkv = joined(x).view(x.shape[0], 3, self.heads, -1)
+        qkv = by_rows(layout.batch_invariant, self.products[0], x).view(x.shape[0], 3, self.heads, -1)
         y = ops.attention_joined(
             qkv,
             layout.cu_seqlens,
@@ -38,7 +38,11 @@ class PreparedLayer:
             window=layout.window,
             plan=layout.plan,
         )
-        x = _normalised(attended.add(y.flatten(1), x), self.norms[0])
+        return by_rows(layout.batch_invariant, self._behind_attention, y.flatten(1), x)
+
+    def _behind_attention(self, y: Tensor, x: Tensor) -> Tensor:
+        _, attended, up, down = self.products
+        x = _normalised(attended.add(y, x), self.norms[0])
         return _normalised(down.add(up(x, "gelu", self.approximate), x), self.norms[1])
 
 

@@ -98,12 +98,14 @@ def _packed(modules: tuple[nn.Module, ...], x: Tensor) -> PackedLinear | None:
     return packed(modules, x)
 
 
-def packed(modules: tuple[nn.Module, ...], x: Tensor) -> PackedLinear | None:
+def packed(modules: tuple[nn.Module, ...], x: Tensor, always: bool = False) -> PackedLinear | None:
     """One product for all these layers, on rows like ``x``, ``rows_to_pack`` of them, where weights may be packed.
 
-    None where a layer has to be called, or they differ in kind or run otherwise.
+    None where a layer has to be called, or they differ in kind or (but for ``always``) run otherwise.
     """
-    if not _same_kind(modules) or cpu_linear_plan(modules[0].weight.dtype) != (True, x.dtype):
+    if not _same_kind(modules):
+        return None
+    if not always and cpu_linear_plan(modules[0].weight.dtype) != (True, x.dtype):
         return None
     # Kept beside the first of them: layers that share their leaves share this.
     key = ("packed", len(modules), x.dtype)

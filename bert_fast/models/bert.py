@@ -9,6 +9,7 @@ from torch.utils import _pytree as pytree
 
 from bert_fast.config import HIDDEN_POSITIONS, BertConfig
 from bert_fast.layers import BertEmbeddings, BertEncoder, BertPooler
+from bert_fast.layers.invariance import invariant
 from bert_fast.layers.projection import compute_dtype
 from bert_fast.models.arguments import reject_unsupported
 from bert_fast.models.base import BertPreTrainedModel
@@ -47,6 +48,13 @@ class BertModel(BertPreTrainedModel):
     - ``hidden_positions="zero"`` (default): hidden places come back as zeros. Whatever reads a hidden place gets it
       computed: the pooler under left padding, a label.
     - ``hidden_positions="exact"``: every place is computed and returned as Hugging Face returns it.
+
+    With ``config.batch_invariant`` (``from_pretrained(..., batch_invariant=True)``) a sequence's outputs, those of a
+    head included, have the same bits alone, in any batch and at any place in it: for inference on CPU in float32 or
+    bfloat16, within one process and number of threads. What cannot hold that raises a RuntimeError: other devices,
+    training, gradients, compilation, ``output_attentions``, masks of 3 or 4 dimensions, hidden places that have to be
+    computed (for "exact", a label, a pooler under left padding).
+    Short single texts cost most: up to 64 rows are computed for one (about 2x for 8 tokens on two noisy cores).
     """
 
     def __init__(self, config: BertConfig, add_pooling_layer: bool = True) -> None:
@@ -129,6 +137,8 @@ class BertModel(BertPreTrainedModel):
             )
             ids = self._packed_ids(layout, shape, device, input_ids, token_type_ids, position_ids, inputs_embeds)
 
+        if config.batch_invariant:
+            layout = invariant(layout)
         layout = layout.with_seed(self.training)
         x = self.embeddings(*ids, layout.seed)
         dtype = x.dtype

@@ -10,6 +10,7 @@ from bert_fast import ops, reference
 from bert_fast.checkpoints.names import TIED
 from bert_fast.config import BertConfig
 from bert_fast.layers import BertOnlyMLMHead, BertOnlyNSPHead, BertPreTrainingHeads
+from bert_fast.layers.invariance import by_rows
 from bert_fast.layers.projection import project
 from bert_fast.models.base import BertPreTrainedModel
 from bert_fast.models.bert import BertModel, EncodedRows
@@ -107,12 +108,12 @@ class BertForPreTraining(BertHeadModel):
         rows = self.bert(*inputs, keep=_labelled(labels, input_ids, inputs_embeds), return_rows=True, **kwargs)
         loss = logits = None
         if return_logits:
-            logits, next_sentence = self.cls(rows.rows, rows.pooled)
+            logits, next_sentence = self._predicted(rows)
             if labels is not None and next_sentence_label is not None:
                 loss = _token_loss(logits, labels, rows)
         else:
             loss = self.cls.predictions.loss(rows.rows, _packed_labels(labels, rows), IGNORE_INDEX)
-            next_sentence = project(self.cls.seq_relationship, rows.pooled)
+            next_sentence = self._next_sentence(rows)
         if loss is not None:
             loss = loss + ops.cross_entropy(next_sentence, next_sentence_label.view(-1))
         return self._finish(
@@ -123,6 +124,15 @@ class BertForPreTraining(BertHeadModel):
             prediction_logits=None if logits is None else self._unpacked(logits, rows),
             seq_relationship_logits=next_sentence.to(self.dtype),
         )
+
+    def _predicted(self, rows: EncodedRows) -> tuple[Tensor, Tensor]:
+        if not rows.layout.batch_invariant:
+            return self.cls(rows.rows, rows.pooled)
+        return by_rows(True, self.cls.predictions, rows.rows), self._next_sentence(rows)
+
+    def _next_sentence(self, rows: EncodedRows) -> Tensor:
+        head = self.cls.seq_relationship
+        return by_rows(rows.layout.batch_invariant, lambda x: project(head, x), rows.pooled)
 
 
 class BertForMaskedLM(BertHeadModel):
@@ -160,7 +170,7 @@ class BertForMaskedLM(BertHeadModel):
         if not return_logits:
             loss = self.cls.predictions.loss(rows.rows, _packed_labels(labels, rows), IGNORE_INDEX)
             return self._finish(MaskedLMOutput, rows, return_dict, loss=loss)
-        logits = self.cls(rows.rows)
+        logits = by_rows(rows.layout.batch_invariant, self.cls, rows.rows)
         loss = _token_loss(logits, labels, rows)
         return self._finish(MaskedLMOutput, rows, return_dict, loss=loss, logits=self._unpacked(logits, rows))
 
@@ -190,7 +200,7 @@ class BertForNextSentencePrediction(BertHeadModel):
         rows = self.bert(
             input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, return_rows=True, **kwargs
         )
-        logits = self.cls(rows.pooled)
+        logits = by_rows(rows.layout.batch_invariant, self.cls, rows.pooled)
         loss = None if labels is None else ops.cross_entropy(logits, labels.view(-1))
         return self._finish(NextSentencePredictorOutput, rows, return_dict, loss=loss, logits=logits.to(self.dtype))
 
@@ -207,8 +217,8 @@ class _Classifier(BertHeadModel):
         self.classifier = nn.Linear(config.hidden_size, outputs)
         self.post_init()
 
-    def _classify(self, x: Tensor) -> Tensor:
-        return project(self.classifier, self.dropout(x))
+    def _classify(self, x: Tensor, rows: EncodedRows) -> Tensor:
+        return by_rows(rows.layout.batch_invariant, lambda x: project(self.classifier, self.dropout(x)), x)
 
 
 class BertForSequenceClassification(_Classifier):
@@ -238,7 +248,7 @@ class BertForSequenceClassification(_Classifier):
         rows = self.bert(
             input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, return_rows=True, **kwargs
         )
-        logits = self._classify(rows.pooled)
+        logits = self._classify(rows.pooled, rows)
         loss = self._loss(logits, labels)
         return self._finish(SequenceClassifierOutput, rows, return_dict, loss=loss, logits=logits.to(self.dtype))
 
@@ -298,7 +308,7 @@ class BertForMultipleChoice(_Classifier):
         others = (attention_mask, token_type_ids, position_ids, inputs_embeds)
         flat = (None if x is None else x.flatten(0, 1) for x in others)
         rows = self.bert(input_ids, *flat, return_rows=True, **kwargs)
-        logits = self._classify(rows.pooled).view(-1, num_choices)
+        logits = self._classify(rows.pooled, rows).view(-1, num_choices)
         loss = None if labels is None else ops.cross_entropy(logits, labels.view(-1))
         return self._finish(MultipleChoiceModelOutput, rows, return_dict, loss=loss, logits=logits.to(self.dtype))
 
@@ -324,7 +334,7 @@ class BertForTokenClassification(_Classifier):
         """``labels [B, S]`` (-100 is ignored); ``logits [B, S, num_labels]``."""
         inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         rows = self.bert(*inputs, keep=_labelled(labels, input_ids, inputs_embeds), return_rows=True, **kwargs)
-        logits = self._classify(rows.rows)
+        logits = self._classify(rows.rows, rows)
         loss = _token_loss(logits, labels, rows)
         return self._finish(TokenClassifierOutput, rows, return_dict, loss=loss, logits=self._unpacked(logits, rows))
 
@@ -374,7 +384,7 @@ class BertForQuestionAnswering(BertHeadModel):
             return_rows=True,
             **kwargs,
         )
-        logits = project(self.qa_outputs, rows.rows)
+        logits = by_rows(rows.layout.batch_invariant, lambda x: project(self.qa_outputs, x), rows.rows)
         if logits.shape[-1] != 2:
             raise ValueError(f"num_labels of a question-answering model must be 2, not {logits.shape[-1]}")
         padded, choosable = self._padded(logits, rows)

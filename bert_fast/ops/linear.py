@@ -116,7 +116,7 @@ def _measured_plan(dtype: torch.dtype) -> tuple[bool, torch.dtype]:
     shapes = ((256, 768), (768, 768), (768,))
     x, w, b = (torch.rand(shape, generator=generator, device="cpu", dtype=torch.float32) for shape in shapes)
     plans = [(True, torch.float32)]
-    if dtype != torch.float32 and _onednn_runs(dtype):
+    if dtype != torch.float32 and onednn_runs(dtype):
         plans.append((True, dtype))
     if _setting == "auto":
         plans.append((False, dtype))
@@ -129,10 +129,13 @@ def _measured_plan(dtype: torch.dtype) -> tuple[bool, torch.dtype]:
     return fastest if seconds[fastest] * _CLEARLY_FASTER < seconds[plans[0]] else plans[0]
 
 
-def _onednn_runs(dtype: torch.dtype) -> bool:
+def onednn_runs(dtype: torch.dtype) -> bool:
+    """Whether oneDNN multiplies packed weights of ``dtype`` on this machine."""
+    if not torch.backends.mkldnn.is_available():
+        return False
     if dtype == torch.bfloat16:
         return torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return dtype == torch.float16 and torch.ops.mkldnn._is_mkldnn_fp16_supported()
+    return dtype == torch.float32 or (dtype == torch.float16 and torch.ops.mkldnn._is_mkldnn_fp16_supported())
 
 
 def _interleaved_minimum(runs: dict, rounds: int = 7) -> dict:
