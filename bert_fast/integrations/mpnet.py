@@ -51,8 +51,10 @@ class MPNetAdapter(RobertaAdapter):
             return encoder.relative_attention_bias(encoder.relative_position_bucket(distance))
 
         if call.batch_invariant:  # the logarithm in it is taken of numbers that lie where they always do
-            scores = _from_table(scores, max(call.module.config.max_position_embeddings, call.shape[1]))
-        bias = layout.by_distance(scores)
+            length = max(call.module.config.max_position_embeddings, call.shape[1])
+            bias = layout.by_distance(_from_table(scores, length))
+        else:
+            bias = layout.by_distance(scores)
         return replace(layout, bias=bias if layout.bias is None else layout.bias + bias)
 
 
