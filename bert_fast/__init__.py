@@ -9,9 +9,8 @@ if TYPE_CHECKING:
     from bert_fast.backend import BackendError, use_backend
     from bert_fast.config import BertConfig
     from bert_fast.encode import Encoder
-    from bert_fast.explanation import explain
     from bert_fast.extension import build_info
-    from bert_fast.integrations import accelerate, restore, verify
+    from bert_fast.integrations import accelerate, explain, restore, verify
     from bert_fast.models import (
         BertForMaskedLM,
         BertForMultipleChoice,
@@ -31,9 +30,8 @@ _HOMES = {
     "bert_fast.backend": ("BackendError", "use_backend"),
     "bert_fast.config": ("BertConfig",),
     "bert_fast.encode": ("Encoder",),
-    "bert_fast.explanation": ("explain",),
     "bert_fast.extension": ("build_info",),
-    "bert_fast.integrations": ("accelerate", "restore", "verify"),
+    "bert_fast.integrations": ("accelerate", "explain", "restore", "verify"),
     "bert_fast.models": (
         "BertForMaskedLM",
         "BertForMultipleChoice",

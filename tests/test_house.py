@@ -25,6 +25,7 @@ ORDER = (
     "checkpoints",
     "derived",
     "layers",
+    "explained",
     "explanation",
     "models",
     "warming",

@@ -2,7 +2,6 @@
 
 import inspect
 import threading
-import warnings
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,6 +16,7 @@ from bert_fast.integrations import calls, tree
 from bert_fast.integrations.adapter import Adapter, Call, Parts, Unsupported, encoder_class
 from bert_fast.integrations.attributes import InPlaceOfForward
 from bert_fast.integrations.owners import Verdict, owner_calls
+from bert_fast.integrations.record import Record
 from bert_fast.integrations.table import adapter_of
 from bert_fast.layers.invariance import by_rows, invariant
 from bert_fast.layers.projection import compute_dtype
@@ -36,8 +36,7 @@ class Live(InPlaceOfForward):
         positions: what is done with places that the mask hides, and why.
         asked: whether the user chose that.
         batch_invariant: whether a sequence's bits must not depend on its batch; what cannot hold that raises.
-        reasons: how many calls ran the module's own code, by reason.
-        accelerated: how many did not.
+        record: what calls did so far.
     """
 
     def __init__(self, module: Any, positions: Verdict, asked: bool, batch_invariant: bool = False) -> None:
@@ -46,8 +45,7 @@ class Live(InPlaceOfForward):
         self._begin()
 
     def _begin(self) -> None:
-        self.reasons: Counter[str] = Counter()
-        self.accelerated = 0
+        self.record = Record()
         # Our modules, and those of theirs that they were built around: one attribute, so that threads see both or none.
         self._built: tuple[Parts | None, tuple[nn.Module, ...]] = (None, ())
         kind = type(self.module)
@@ -81,8 +79,19 @@ class Live(InPlaceOfForward):
         if self.batch_invariant:
             kind = type(self.module).__name__
             raise RuntimeError(f"batch_invariant=True cannot hold here: {kind} {_OWN_CODE}: {reason}")
-        self._note(reason)
+        if not torch.compiler.is_compiling():
+            self.record.own_code(type(self.module).__name__, reason)
         return self.original(*args, **kwargs)
+
+    @property
+    def reasons(self) -> Counter[str]:
+        """How many calls ran the module's own code, by reason."""
+        return self.record.reasons
+
+    @property
+    def accelerated(self) -> int:
+        """How many did not."""
+        return self.record.accelerated
 
     def _against(self, args: tuple, kwargs: dict[str, Any], given: dict[str, Any]) -> str | None:
         if len(args) > len(self._names) or any(name in kwargs for name in self._names[: len(args)]):
@@ -162,7 +171,7 @@ class Live(InPlaceOfForward):
         if states is not None:
             hidden = (*(layout.unpack(state).to(dtype) for state in states[:-1]), last)
         if not torch.compiler.is_compiling():
-            self.accelerated += 1
+            self.record.packed(layout)
         output = adapter.output(last, pooled, hidden)
         named = "return_dict" in self._names  # so it was in transformers 4
         if given.get("return_dict") is None:
@@ -196,15 +205,6 @@ class Live(InPlaceOfForward):
         # What is no module is an adapter's way to hand the first place to one.
         foreign = isinstance(pooler, nn.Module) and type(pooler).__module__ != self._home
         return states_asked or foreign or bool(self.module._forward_hooks) or not owner_calls()
-
-    def _note(self, reason: str) -> None:
-        if torch.compiler.is_compiling():
-            return
-        first = reason not in self.reasons
-        self.reasons[reason] += 1
-        if first:
-            kind = type(self.module).__name__
-            warnings.warn(f"bert_fast: {kind} {_OWN_CODE}: {reason}", RuntimeWarning, stacklevel=4)
 
     def forget(self) -> None:
         """Drop our modules and what was derived for them."""

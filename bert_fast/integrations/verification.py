@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from bert_fast.integrations.live import Live
 from bert_fast.integrations.owners import as_owner
+from bert_fast.integrations.record import asking
 from bert_fast.integrations.switch import lives, restore
 
 _UNIT_ROUNDOFF = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11, torch.float32: 2.0**-24}
@@ -108,12 +109,12 @@ def _verify(live: Live, batch: Mapping[str, Any]) -> Verification:
     arguments = {k: v.to(weight.device) for k, v in batch.items() if k in known and isinstance(v, Tensor)}
     mask = arguments.get("attention_mask")
     theirs = restore(copy.deepcopy(encoder))
-    before = dict(live.reasons)
-    ours_states = _states(encoder, arguments)
-    if live.positions.hidden_positions == "zero":  # what is asked for hidden states computes every place
-        with as_owner():
-            ours_states = (*ours_states[:-1], _outputs(encoder, arguments).last_hidden_state)
-    reasons = [reason for reason, count in live.reasons.items() if count > before.get(reason, 0)]
+    with asking() as outcomes:
+        ours_states = _states(encoder, arguments)
+        if live.positions.hidden_positions == "zero":  # what is asked for hidden states computes every place
+            with as_owner():
+                ours_states = (*ours_states[:-1], _outputs(encoder, arguments).last_hidden_state)
+    reasons = [reason for _, reason in outcomes if reason is not None]
     theirs_states = _states(theirs, arguments)
     exact_states = _states(theirs.double(), arguments)
     terms = max((m.in_features for m in encoder.modules() if isinstance(m, nn.Linear)), default=1)

@@ -154,6 +154,11 @@ class TestSentenceTransformers:
         assert live.positions.hidden_positions == "zero" and live.accelerated == 4 and not live.reasons
         (report,) = bert_fast.verify(net, TEXTS)
         assert report.held and report.own_code is None
+        page = bert_fast.explain(net)
+        assert any(row.op == "attention" for row in page.choices)
+        (record,) = page.encoders
+        assert record.module.startswith("0.") and record.why == "Pooling reads under the mask"
+        assert record.accelerated == 4 and 0 < record.padding < 1
         assert abs(bert_fast.restore(net).encode(TEXTS, batch_size=3) - want).max() < 1e-6
 
     def test_trainer(self, tmp_path):
