@@ -17,27 +17,59 @@ from bert_fast.integrations.record import asking
 from bert_fast.integrations.switch import lives, restore
 
 _UNIT_ROUNDOFF = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11, torch.float32: 2.0**-24}
+_FEW = 64  # elements, of which a mean says too little
 
 
 class ContractBroken(RuntimeError):
-    """An accelerated encoder lies further from float64 than the numeric contract allows."""
+    """An accelerated encoder lies further from float64 than the numeric contract allows; ``reports`` say where."""
+
+    def __init__(self, reports: "list[Verification]") -> None:
+        super().__init__("\n".join(map(str, reports)))
+        self.reports = reports
+
+    def __reduce__(self) -> tuple[type["ContractBroken"], tuple[list["Verification"]]]:
+        return type(self), (self.reports,)
 
 
 @dataclass(frozen=True)
 class LayerErrors:
     """The errors of one hidden state against float64, over the places that the mask shows.
 
+    With u the dtype's unit roundoff, and c 1 or, in float32, the square root of the longest product's terms, the
+    contract allows root mean square errors of ``2 * theirs + c * u * rms(truth)``, and in a single element
+    ``4 * theirs_largest + 8 * u * max|truth|``.
+
     Attributes:
         layer: 0 for the embeddings' output, then each layer's.
+        elements: how many there are; under 64 only the largest error is judged.
         ours, theirs: root mean square errors of the accelerated and of the untouched encoder.
-        allowed: the contract's bound, ``2 * theirs + c * u * rms(truth)``: u the dtype's unit roundoff, c 1 or, in
-            float32, the square root of the longest product's terms.
+        allowed: the bound of ``ours``.
+        ours_largest, theirs_largest: the largest errors of both.
+        allowed_largest: the bound of ``ours_largest``.
     """
 
     layer: int
+    elements: int
     ours: float
     theirs: float
     allowed: float
+    ours_largest: float
+    theirs_largest: float
+    allowed_largest: float
+
+    @property
+    def held(self) -> bool:
+        """Whether both bounds are kept; never so where an error is not finite."""
+        rms = self.ours <= self.allowed or (self.elements < _FEW and math.isfinite(self.ours))
+        return rms and self.ours_largest <= self.allowed_largest
+
+    def __str__(self) -> str:
+        mark = "" if self.held else "  BROKEN"
+        return (
+            f"  {self.layer:3d}: rms {self.ours:.2e}, untouched {self.theirs:.2e}, allowed {self.allowed:.2e}; "
+            f"largest {self.ours_largest:.2e}, untouched {self.theirs_largest:.2e}, "
+            f"allowed {self.allowed_largest:.2e}{mark}"
+        )
 
 
 @dataclass(frozen=True)
@@ -52,16 +84,14 @@ class Verification:
     @property
     def held(self) -> bool:
         """Whether every layer holds the contract."""
-        return all(row.ours <= row.allowed for row in self.layers)
+        return all(row.held for row in self.layers)
 
     def __str__(self) -> str:
         how = "holds" if self.held else "BREAKS"
-        lines = [f"{self.encoder} in {self.dtype} {how} the numeric contract (rms errors against float64)"]
+        lines = [f"{self.encoder} in {self.dtype} {how} the numeric contract (errors against float64)"]
         if self.own_code is not None:
             lines[0] += f"; it ran its own code: {self.own_code}"
-        for row in self.layers:
-            lines.append(f"  {row.layer:3d}: {row.ours:.2e}, untouched {row.theirs:.2e}, allowed {row.allowed:.2e}")
-        return "\n".join(lines)
+        return "\n".join([*lines, *map(str, self.layers)])
 
 
 def verify(module: nn.Module, texts_or_batch: Any, *, tokenizer: Any = None) -> list[Verification]:
@@ -76,7 +106,7 @@ def verify(module: nn.Module, texts_or_batch: Any, *, tokenizer: Any = None) -> 
         one :class:`Verification` an encoder; print it. Costs a copy of each encoder, and one in float64.
 
     Raises:
-        ContractBroken: with the same report, if a layer's error is larger than the contract allows.
+        ContractBroken: with the same report, if a layer's errors are larger than the contract allows.
         ValueError: nothing in ``module`` is accelerated, or texts came without a tokenizer.
     """
     found = lives(module)
@@ -85,7 +115,7 @@ def verify(module: nn.Module, texts_or_batch: Any, *, tokenizer: Any = None) -> 
     batch = _batch(module, texts_or_batch, tokenizer)
     reports = [_verify(live, batch) for live in found]
     if not all(report.held for report in reports):
-        raise ContractBroken("\n".join(map(str, reports)))
+        raise ContractBroken(reports)
     return reports
 
 
@@ -118,13 +148,21 @@ def _verify(live: Live, batch: Mapping[str, Any]) -> Verification:
     theirs_states = _states(theirs, arguments)
     exact_states = _states(theirs.double(), arguments)
     terms = max((m.in_features for m in encoder.modules() if isinstance(m, nn.Linear)), default=1)
-    unit = _UNIT_ROUNDOFF.get(weight.dtype, 2.0**-53) * (math.sqrt(terms) if weight.dtype == torch.float32 else 1.0)
     rows = []
     for layer, states in enumerate(zip(ours_states, theirs_states, exact_states, strict=True)):
-        ours, eager, exact = (x.double() if mask is None or mask.dim() != 2 else x.double()[mask != 0] for x in states)
-        errors = _rms(ours - exact), _rms(eager - exact)
-        rows.append(LayerErrors(layer, *errors, 2 * errors[1] + unit * _rms(exact)))
+        shown = (x.double() if mask is None or mask.dim() != 2 else x.double()[mask != 0] for x in states)
+        rows.append(_errors(layer, *shown, dtype=weight.dtype, terms=terms))
     return Verification(type(encoder).__name__, weight.dtype, tuple(rows), reasons[0] if reasons else None)
+
+
+def _errors(layer: int, ours: Tensor, eager: Tensor, exact: Tensor, *, dtype: torch.dtype, terms: int) -> LayerErrors:
+    if exact.numel() == 0:
+        return LayerErrors(layer, 0, *[0.0] * 6)
+    unit, factor = _UNIT_ROUNDOFF.get(dtype, 2.0**-53), math.sqrt(terms) if dtype == torch.float32 else 1.0
+    ours, eager = ours - exact, eager - exact
+    means, largest = (_rms(ours), _rms(eager)), (_largest(ours), _largest(eager))
+    allowed = 2 * means[1] + factor * unit * _rms(exact)
+    return LayerErrors(layer, exact.numel(), *means, allowed, *largest, 4 * largest[1] + 8 * unit * _largest(exact))
 
 
 def _states(encoder: Any, arguments: dict[str, Tensor]) -> tuple[Tensor, ...]:
@@ -151,3 +189,7 @@ def _evaluating(module: nn.Module) -> Iterator[None]:
 
 def _rms(x: Tensor) -> float:
     return x.square().mean().sqrt().item()
+
+
+def _largest(x: Tensor) -> float:
+    return x.abs().max().item()
