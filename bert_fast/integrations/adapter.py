@@ -8,6 +8,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor, nn
 
+from bert_fast.integrations import calls
 from bert_fast.layers import BertEncoder
 from bert_fast.packing import Layout
 
@@ -114,6 +115,10 @@ class Adapter(ABC):
             Unsupported: as ``build``.
         """
         reject_decoders(module.config)
+
+    def against_mask(self, module: Any, mask: Tensor | None, shape: tuple[int, ...]) -> str | None:
+        """Why only the original code knows what ``attention_mask`` means in a batch of ``shape``; None if ours does."""
+        return calls.against_mask(mask, shape, module, encoder_class(type(module)).__module__, self.heads(module))
 
     def heads(self, module: Any) -> int:
         """N: the heads of a mask of 4 dimensions."""

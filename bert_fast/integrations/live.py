@@ -21,9 +21,9 @@ from bert_fast.integrations.table import adapter_of
 from bert_fast.layers.invariance import by_rows, invariant
 from bert_fast.layers.projection import compute_dtype
 from bert_fast.models.masks import layout_from_mask
+from bert_fast.packing import Layout, layout_of_dense
 
 _building = threading.Lock()
-_OWN_CODE = "runs its own code"
 
 
 class Live(InPlaceOfForward):
@@ -78,7 +78,7 @@ class Live(InPlaceOfForward):
                 reason = str(unsupported)
         if self.batch_invariant:
             kind = type(self.module).__name__
-            raise RuntimeError(f"batch_invariant=True cannot hold here: {kind} {_OWN_CODE}: {reason}")
+            raise RuntimeError(f"batch_invariant=True cannot hold here: {kind} runs its own code: {reason}")
         if not torch.compiler.is_compiling():
             self.record.own_code(type(self.module).__name__, reason)
         return self.original(*args, **kwargs)
@@ -101,11 +101,15 @@ class Live(InPlaceOfForward):
         if not isinstance(self._flag(given, "output_hidden_states"), (bool, NoneType)):
             return "some of the hidden states are asked for"
         tensors = self.adapter.tensors
-        return (
+        reason = (
             calls.against_state()
             or calls.against_arguments(given, tensors, self._names, self._free)
             or calls.against_tensors(given, tensors)
         )
+        if reason is not None:
+            return reason
+        x = given["inputs_embeds"] if given.get("input_ids") is None else given["input_ids"]
+        return self.adapter.against_mask(self.module, given.get("attention_mask"), tuple(x.shape[:2]))
 
     def _flag(self, given: dict[str, Any], name: str) -> Any:
         value = given.get(name)
@@ -145,16 +149,7 @@ class Live(InPlaceOfForward):
         states: list[Tensor] | None = [] if self._flag(given, "output_hidden_states") else None
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             derived.drop(parts.encoder)
-        layout = layout_from_mask(
-            mask,
-            *call.shape,
-            x.device,
-            heads=adapter.heads(module),
-            keep_first=not self.batch_invariant or adapter.pooler(module) is not None,
-            keep=None,
-            exact=self._exact(states is not None, adapter.pooler(module)),
-            dense=False,
-        )
+        layout = self._layout(mask, call, states is not None)
         # The first place is computed because heads read it out of the padded result: it must not come back as zeros.
         layout = replace(layout, zero_hidden=False).with_seed(module.training)
         if self.batch_invariant:
@@ -198,6 +193,23 @@ class Live(InPlaceOfForward):
         if self.batch_invariant:
             raise RuntimeError("batch_invariant=True cannot hold here: DataParallel's replicas run their own code")
         return super().replicate()
+
+    def _layout(self, mask: Tensor | None, call: Call, states_asked: bool) -> Layout:
+        adapter, (batch, seqlen) = self.adapter, call.shape
+        if mask is not None and mask.dim() == 4:
+            # Not as layout_from_mask reads it: a float mask is added as it is, and hides no more than it does there.
+            return layout_of_dense(batch, seqlen, call.device, calls.additive(mask, seqlen))
+        return layout_from_mask(
+            mask,
+            batch,
+            seqlen,
+            call.device,
+            heads=adapter.heads(self.module),
+            keep_first=not self.batch_invariant or adapter.pooler(self.module) is not None,
+            keep=None,
+            exact=self._exact(states_asked, adapter.pooler(self.module)),
+            dense=False,
+        )
 
     def _exact(self, states_asked: bool, pooler: Callable[[Tensor], Tensor] | None) -> bool:
         if self.positions.hidden_positions == "exact" or self.asked:

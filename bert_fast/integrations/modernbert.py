@@ -59,6 +59,11 @@ class ModernBertAdapter(BertAdapter):
             local=layer.attention_type == _LOCAL,
         )
 
+    def against_mask(self, module: Any, mask: Tensor | None, shape: tuple[int, ...]) -> str | None:
+        if mask is not None and mask.dim() == 4:
+            return f"the attention_mask is {list(mask.shape)}, in place of the local layers' windows"
+        return super().against_mask(module, mask, shape)
+
     def layout(self, parts: Parts, call: Call, layout: Layout) -> Layout:
         kinds = {layer.local for layer in parts.encoder.layer}
         local = None
