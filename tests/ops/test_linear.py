@@ -14,7 +14,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def supported(dtype):
-    return dtype == torch.float32 or linear._onednn_runs(dtype)
+    return dtype == torch.float32 or linear.onednn_runs(dtype)
 
 
 def operands(rows, dtype, inner=48, outer=90):
