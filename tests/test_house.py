@@ -17,6 +17,7 @@ ORDER = (
     "extension",
     "reference",
     "reference_optim",
+    "contract",
     "backend",
     "ops",
     "packing",

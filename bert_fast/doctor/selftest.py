@@ -12,12 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bert_fast import backend, extension, ops, packing, reference, reference_optim
+from bert_fast import backend, contract, extension, ops, packing, reference, reference_optim
 from bert_fast.ops.lamb import adam_step
 from bert_fast.ops.linear import pack_linear
 from bert_fast.ops.pooling import POOLINGS, pool
 
-UNIT_ROUNDOFF = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11, torch.float32: 2.0**-24}
 LENGTHS = (7, 1, 0, 33, 16)
 HEADS, HEAD_DIM, HIDDEN = 4, 32, 128
 
@@ -129,18 +128,12 @@ def _share_of_allowed(got: Tensor, eager: Tensor, truth: Tensor, dtype: torch.dt
     """The larger of the rms and maximum errors as shares of what the contract allows; inf for what is not finite."""
     if got.shape != truth.shape:
         raise AssertionError(f"shape {list(got.shape)} instead of {list(truth.shape)}")
-    unit = UNIT_ROUNDOFF[dtype]
-    error, eager_error = (got.double() - truth).abs(), (eager.double() - truth).abs()
+    error, eager_error = got.double() - truth, eager.double() - truth
     if not torch.isfinite(error).all():
         return float("inf")
-    factor = terms**0.5 if dtype == torch.float32 else 1.0
-    rms = 2 * _rms(eager_error) + factor * unit * _rms(truth)
-    largest = 4 * eager_error.max().item() + 8 * unit * truth.abs().max().item()
-    return max(_rms(error) / rms if truth.numel() >= 64 else 0.0, error.max().item() / largest)
-
-
-def _rms(x: Tensor) -> float:
-    return x.square().mean().sqrt().item()
+    rms, largest = contract.allowed(eager_error, truth, dtype, terms)
+    mean = contract.rms(error) / rms if truth.numel() >= contract.FEW else 0.0
+    return max(mean, contract.largest(error) / largest)
 
 
 def _randn(*shape: int) -> Tensor:

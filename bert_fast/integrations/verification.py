@@ -11,13 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bert_fast import contract
 from bert_fast.integrations.live import Live
 from bert_fast.integrations.owners import as_owner
 from bert_fast.integrations.record import asking
 from bert_fast.integrations.switch import lives, restore
-
-_UNIT_ROUNDOFF = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11, torch.float32: 2.0**-24}
-_FEW = 64  # elements, of which a mean says too little
 
 
 class ContractBroken(RuntimeError):
@@ -60,7 +58,7 @@ class LayerErrors:
     @property
     def held(self) -> bool:
         """Whether both bounds are kept; never so where an error is not finite."""
-        rms = self.ours <= self.allowed or (self.elements < _FEW and math.isfinite(self.ours))
+        rms = self.ours <= self.allowed or (self.elements < contract.FEW and math.isfinite(self.ours))
         return rms and self.ours_largest <= self.allowed_largest
 
     def __str__(self) -> str:
@@ -158,11 +156,10 @@ def _verify(live: Live, batch: Mapping[str, Any]) -> Verification:
 def _errors(layer: int, ours: Tensor, eager: Tensor, exact: Tensor, *, dtype: torch.dtype, terms: int) -> LayerErrors:
     if exact.numel() == 0:
         return LayerErrors(layer, 0, *[0.0] * 6)
-    unit, factor = _UNIT_ROUNDOFF.get(dtype, 2.0**-53), math.sqrt(terms) if dtype == torch.float32 else 1.0
     ours, eager = ours - exact, eager - exact
-    means, largest = (_rms(ours), _rms(eager)), (_largest(ours), _largest(eager))
-    allowed = 2 * means[1] + factor * unit * _rms(exact)
-    return LayerErrors(layer, exact.numel(), *means, allowed, *largest, 4 * largest[1] + 8 * unit * _largest(exact))
+    rms, largest = contract.allowed(eager, exact, dtype, terms)
+    means, peaks = (contract.rms(ours), contract.rms(eager)), (contract.largest(ours), contract.largest(eager))
+    return LayerErrors(layer, exact.numel(), *means, rms, *peaks, largest)
 
 
 def _states(encoder: Any, arguments: dict[str, Tensor]) -> tuple[Tensor, ...]:
@@ -185,11 +182,3 @@ def _evaluating(module: nn.Module) -> Iterator[None]:
     finally:
         for part, mode in modes:
             part.training = mode
-
-
-def _rms(x: Tensor) -> float:
-    return x.square().mean().sqrt().item()
-
-
-def _largest(x: Tensor) -> float:
-    return x.abs().max().item()
