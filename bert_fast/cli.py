@@ -122,6 +122,7 @@ def _add_encode(commands: argparse._SubParsersAction, common: argparse.ArgumentP
     encode.add_argument("--max-length", type=int, metavar="N", help="tokens per text (default: what the folder says)")
     encode.add_argument("--max-tokens", type=int, metavar="N", help="tokens per batch (default: 4096; 65536 on a GPU)")
     encode.add_argument("--dtype", choices=_DTYPES, help="default: float32")
+    encode.add_argument("--quantization", choices=("int8",), help="of the products, on a CPU with AVX-512 VNNI")
     encode.add_argument("--device", help="cpu or cuda (default: cuda if there is one)")
     add_threads(encode)
     encode.add_argument("--restart", action="store_true", help="throw away what a stopped run has done")
@@ -200,6 +201,7 @@ def _encode(arguments: argparse.Namespace) -> int:
         max_tokens=arguments.max_tokens,
         dtype=arguments.dtype,
         device=arguments.device,
+        quantization=arguments.quantization,
     )
     if not arguments.quiet:
         print(report, file=sys.stderr)

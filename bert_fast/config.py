@@ -8,6 +8,7 @@ from bert_fast.io import atomic_write
 
 MODEL_TYPES = ("bert",)
 HIDDEN_POSITIONS = ("zero", "exact")
+QUANTIZATIONS = ("int8",)
 
 _SIZES = (
     "vocab_size",
@@ -26,7 +27,8 @@ class BertConfig:
     through. ``hidden_act``: "gelu" is exact (erf), "gelu_new" and "gelu_pytorch_tanh" are the tanh formula.
     ``hidden_positions`` is bert_fast's own: what a model returns where the mask hides a token, "zero" (not computed) or
     "exact" (as Hugging Face computes it); None leaves it to the model class. So is ``batch_invariant``: a sequence's
-    bits are the same in any batch, or there is an error (see :class:`bert_fast.BertModel`).
+    bits are the same in any batch, or there is an error; and ``quantization``: None or "int8", in which the encoder's
+    products run where they can (see :class:`bert_fast.BertModel` for both).
 
     Raises:
         ValueError: a size that is not a positive integer, a hidden size that the heads do not divide, a probability
@@ -60,6 +62,7 @@ class BertConfig:
         return_dict: bool = True,
         hidden_positions: str | None = None,
         batch_invariant: bool = False,
+        quantization: str | None = None,
         **kwargs: Any,
     ) -> None:
         self.vocab_size = vocab_size
@@ -85,6 +88,7 @@ class BertConfig:
         self.return_dict = return_dict
         self.hidden_positions = hidden_positions
         self.batch_invariant = batch_invariant
+        self.quantization = quantization
         self._set_labels(kwargs.pop("num_labels", None), kwargs.pop("id2label", None), kwargs.pop("label2id", None))
         # transformers renamed torch_dtype to dtype in version 5; both are found in checkpoints.
         self.dtype: str | None = _dtype_name(kwargs.pop("dtype", kwargs.pop("torch_dtype", None)))
@@ -144,6 +148,10 @@ class BertConfig:
             raise ValueError(f"hidden_positions must be None or one of {HIDDEN_POSITIONS}, not {given!r}")
         if not isinstance(self.batch_invariant, bool):
             raise ValueError(f"batch_invariant must be True or False, not {self.batch_invariant!r}")
+        if self.quantization not in (None, *QUANTIZATIONS):
+            raise ValueError(f"quantization must be None or one of {QUANTIZATIONS}, not {self.quantization!r}")
+        if self.quantization is not None and self.batch_invariant:
+            raise ValueError("batch_invariant=True cannot be had together with quantization")
         positions = getattr(self, "position_embedding_type", "absolute")
         if positions != "absolute":
             raise ValueError(f"position_embedding_type must be 'absolute', not {positions!r}")
@@ -218,6 +226,7 @@ _RUN_DEFAULTS = {
     "output_hidden_states": False,
     "return_dict": True,
     "batch_invariant": False,
+    "quantization": None,
 }
 _NULLABLE = ("classifier_dropout", "pad_token_id")
 

@@ -15,8 +15,8 @@ class Choice:
     Attributes:
         module: its path in the model.
         op: such as "attention"; "linear" for a product with a layer's weight.
-        backend: "triton", "cuda", "extension" (C++ on the CPU), "onednn" (packed weights) or "reference" (PyTorch's
-            own ops, on a GPU with cuBLAS).
+        backend: "triton", "cuda", "extension" (C++ on the CPU), "onednn" (packed weights), "onednn int8" or
+            "reference" (PyTorch's own ops, on a GPU with cuBLAS).
         against: why not on another, such as ``("triton: head dimension 20 is not a multiple of 8 from 8 to 128",)``.
     """
 

@@ -10,7 +10,9 @@ from torch import nn
 
 from bert_fast import backend, derived
 from bert_fast.explained import Choice, EncoderRecord, Explanation
+from bert_fast.layers import BertLayer
 from bert_fast.layers.projection import compute_dtype, packs
+from bert_fast.layers.quantized import quantization_reasons
 from bert_fast.ops.library import autocast_dtype
 
 _KINDS: dict[str, type[nn.Module]] = {
@@ -36,7 +38,9 @@ def explain(model: nn.Module, **inputs: Any) -> Explanation:
     names = {id(module): name for name, module in model.named_modules()}
     with heard(names, parameter.device) as choices:
         model(**inputs)
-    products = products_of(((name, name, module) for name, module in model.named_modules()), parameter)
+    leaves = ((name, name, module) for name, module in model.named_modules())
+    int8 = in_int8(model, model.config.quantization, parameter.device)
+    products = products_of(leaves, parameter, *int8)
     return explanation_of(model, parameter, names.values(), [*choices, *products])
 
 
@@ -94,12 +98,32 @@ def _calling_module(names: dict[int, str]) -> str:
     return ""
 
 
-def products_of(modules: Iterable[tuple[str, str, nn.Module]], parameter: torch.Tensor) -> Iterator[Choice]:
+def in_int8(
+    model: nn.Module, quantization: str | None, device: torch.device
+) -> tuple[Collection[int], tuple[str, ...]]:
+    """The ``id`` of each linear layer in ``model`` that runs in int8 now, and why the others do not if it was asked."""
+    if quantization is None:
+        return (), ()
+    reasons = quantization_reasons(device)
+    if reasons:
+        return (), tuple(f"int8: {reason}" for reason in reasons)
+    layers = [module for module in model.modules() if isinstance(module, BertLayer) and module.quantized() is not None]
+    linear = {id(part) for layer in layers for part in layer.modules() if isinstance(part, nn.Linear)}
+    return linear, ("int8: it is for whole post-norm layers with GELU, of plain modules",)
+
+
+def products_of(
+    modules: Iterable[tuple[str, str, nn.Module]],
+    parameter: torch.Tensor,
+    quantized: Collection[int] = (),
+    not_quantized: tuple[str, ...] = (),
+) -> Iterator[Choice]:
     """A row for every product, and for every other module that has to be called as it is.
 
     Args:
         modules: each with its path, and with what our layers call it.
         parameter: like those of the model.
+        quantized, not_quantized: what ``in_int8`` says.
     """
     x = parameter.new_empty(0, dtype=compute_dtype(parameter.dtype, parameter.device))
     for path, name, module in modules:
@@ -107,9 +131,12 @@ def products_of(modules: Iterable[tuple[str, str, nn.Module]], parameter: torch.
         if kind is None:
             continue
         why = _why_called(module, kind)
-        if kind is nn.Linear:
+        if id(module) in quantized:
+            yield Choice(path, "linear", "onednn int8")
+        elif kind is nn.Linear:
             why = why or _why_not_packed(module.weight, x)
-            yield Choice(path, "linear", "reference" if why or x.device.type != "cpu" else "onednn", why)
+            backend_name = "reference" if why or x.device.type != "cpu" else "onednn"
+            yield Choice(path, "linear", backend_name, (*why, *not_quantized))
         elif why:
             yield Choice(path, kind.__name__, "reference", why)
 

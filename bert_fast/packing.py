@@ -201,6 +201,7 @@ class Layout:
         plan: what all layers' attention over this batch shares.
         seed: of the kernels' dropout in this forward pass, int64 ``[1]``; None where PyTorch draws the masks.
         batch_invariant: whether a sequence's bits must not depend on the others.
+        quantization: "int8" for layers whose products run in it where they can; None for none.
     """
 
     cu_seqlens: Tensor
@@ -216,6 +217,7 @@ class Layout:
     rotary: tuple[Tensor, Tensor] | None = None
     local: "Layout | None" = None
     batch_invariant: bool = False
+    quantization: str | None = None
 
     def pack(self, x: Tensor) -> Tensor:
         """``[B, S, ...]`` -> ``[T, ...]``; a tensor that is packed already stays as it is."""
@@ -252,7 +254,12 @@ class Layout:
             cu_seqlens = self.cu_seqlens[first : last + 1] - here.start
             plan = ops.attention_plan(cu_seqlens, key_mask)
             shared = Layout(
-                cu_seqlens, self.max_seqlen, key_mask=key_mask, plan=plan, batch_invariant=self.batch_invariant
+                cu_seqlens,
+                self.max_seqlen,
+                key_mask=key_mask,
+                plan=plan,
+                batch_invariant=self.batch_invariant,
+                quantization=self.quantization,
             )
             part = self._with_own(shared, first, last, here, surplus)
             if self.local is not None:

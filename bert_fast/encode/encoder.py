@@ -14,6 +14,7 @@ import torch
 
 from bert_fast.checkpoints import CheckpointError, resolve
 from bert_fast.encode.recipe import Recipe, read_recipe
+from bert_fast.layers.quantized import quantization_reasons
 from bert_fast.ops.pooling import pool
 from bert_fast.packing import PackedBatch, token_budget_batches
 from bert_fast.tokenizer import UNLIMITED, Tokenizer
@@ -67,6 +68,8 @@ class Encoder:
         prompt: put before every text; None takes the folder's default prompt, if it has one.
         dtype: "float32" (default), "bfloat16" or "float16" or the torch dtype, of weights and computation.
         device: None means the first CUDA device if there is one, else the CPU.
+        quantization: "int8" for the encoder's products, on a CPU with AVX-512 VNNI: see :class:`bert_fast.BertModel`.
+            A BertModel given as ``model`` has its own.
 
     Raises ValueError (RecipeError, TokenizerError and others) naming the file or the argument.
     """
@@ -83,8 +86,11 @@ class Encoder:
         prompt: str | None = None,
         dtype: str | torch.dtype | None = None,
         device: str | torch.device | None = None,
+        quantization: str | None = None,
     ) -> None:
         if isinstance(model, torch.nn.Module):
+            if quantization is not None:
+                raise ValueError("quantization goes with a folder; for a module, from_pretrained takes it")
             if tokenizer is None:
                 raise ValueError("tokenizer is needed when model is a module and not a folder")
             self.recipe = Recipe(Path("."), pooling or "mean", bool(normalize))
@@ -92,7 +98,7 @@ class Encoder:
         else:
             self.recipe = read_recipe(resolve(model), pooling)
             tokenizer = tokenizer or Tokenizer.from_pretrained(self.recipe.model_folder)
-            self.model = _load(self.recipe.model_folder, _dtype(dtype) or torch.float32, _device(device))
+            self.model = _load(self.recipe.model_folder, _dtype(dtype) or torch.float32, _device(device), quantization)
         self.model.eval()
         self.tokenizer = tokenizer
         self.device = next(self.model.parameters()).device
@@ -175,6 +181,10 @@ class Encoder:
             out[order] = pool(hidden, batch.cu_seqlens, self.pooling, self.normalize).float()
         return out.cpu().numpy()
 
+    def _in_int8(self) -> bool:
+        with torch.no_grad():
+            return self.model.config.quantization is not None and not quantization_reasons(self.device)
+
     def describe(self) -> dict[str, Any]:
         """What decides the numbers that come out, for a record."""
         return {
@@ -185,6 +195,7 @@ class Encoder:
             "prompt": self.prompt,
             "lower_case": self.recipe.lower_case,
             "dtype": str(self.dtype).removeprefix("torch."),
+            "quantization": self.model.config.quantization if self._in_int8() else None,
             "device": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type,
         }
 
@@ -221,13 +232,18 @@ def _device(device: str | torch.device | None) -> torch.device:
     return found
 
 
-def _load(folder: Path, dtype: torch.dtype, device: torch.device) -> torch.nn.Module:
+def _load(folder: Path, dtype: torch.dtype, device: torch.device, quantization: str | None) -> torch.nn.Module:
     from bert_fast.models import BertModel
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of weights left random, which is an error here
         model, report = BertModel.from_pretrained(
-            folder, dtype=dtype, device=device, add_pooling_layer=False, output_loading_info=True
+            folder,
+            dtype=dtype,
+            device=device,
+            add_pooling_layer=False,
+            output_loading_info=True,
+            quantization=quantization,
         )
     if report["missing_keys"]:
         names = sorted(report["missing_keys"])

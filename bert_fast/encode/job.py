@@ -80,7 +80,7 @@ def encode_file(
         restart: throw away what an earlier run has done.
         overwrite: replace an output that is there.
         quiet: show no progress.
-        options: pooling, normalize, max_length, max_tokens, prompt, dtype, device, as `Encoder` takes them.
+        options: pooling, normalize, max_length, max_tokens, prompt, dtype, device, quantization: as for `Encoder`.
 
     Raises InputError, ResumeError, RecipeError, TokenizerError or ValueError, all ValueErrors with one clear line.
     """

@@ -110,7 +110,8 @@ def _products(live: Live, parts: Parts, paths: dict[int, str]) -> Iterator[Choic
             yield Choice(paths[id(module)], "linear", "reference", against)
         elif isinstance(module, nn.Linear) and id(module) not in seen:
             leaves.append((paths[id(module)], "dense", module))
-    yield from explanation.products_of(leaves, parameter)
+    int8 = explanation.in_int8(parts.encoder, live.quantization, parameter.device)
+    yield from explanation.products_of(leaves, parameter, *int8)
 
 
 def _below(module: Any) -> Iterator[nn.Module]:

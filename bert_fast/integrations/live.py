@@ -20,6 +20,7 @@ from bert_fast.integrations.record import Record
 from bert_fast.integrations.table import adapter_of
 from bert_fast.layers.invariance import by_rows, invariant
 from bert_fast.layers.projection import compute_dtype
+from bert_fast.layers.quantized import quantized
 from bert_fast.models.masks import layout_from_mask
 from bert_fast.packing import Layout, layout_of_dense
 
@@ -36,12 +37,21 @@ class Live(InPlaceOfForward):
         positions: what is done with places that the mask hides, and why.
         asked: whether the user chose that.
         batch_invariant: whether a sequence's bits must not depend on its batch; what cannot hold that raises.
+        quantization: "int8" for products in it, where they can be; or None.
         record: what calls did so far.
     """
 
-    def __init__(self, module: Any, positions: Verdict, asked: bool, batch_invariant: bool = False) -> None:
+    def __init__(
+        self,
+        module: Any,
+        positions: Verdict,
+        asked: bool,
+        batch_invariant: bool = False,
+        quantization: str | None = None,
+    ) -> None:
         super().__init__(module)
-        self.positions, self.asked, self.batch_invariant = positions, asked, batch_invariant
+        self.positions, self.asked = positions, asked
+        self.batch_invariant, self.quantization = batch_invariant, quantization
         self._begin()
 
     def _begin(self) -> None:
@@ -59,7 +69,7 @@ class Live(InPlaceOfForward):
         self.adapter: Adapter = adapter
 
     def __getstate__(self) -> dict[str, Any]:
-        names = ("module", "positions", "asked", "batch_invariant")
+        names = ("module", "positions", "asked", "batch_invariant", "quantization")
         return {name: getattr(self, name) for name in names}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -154,10 +164,12 @@ class Live(InPlaceOfForward):
         layout = replace(layout, zero_hidden=False).with_seed(module.training)
         if self.batch_invariant:
             layout = invariant(layout)
+        if self.quantization is not None:
+            layout = quantized(layout, x.device, module.training)
         call.layout = layout
         x = adapter.embed(parts, call, layout.seed)
         dtype = x.dtype
-        x = x.to(compute_dtype(dtype, x.device))
+        x = x.to(compute_dtype(dtype, x.device, layout.quantization))
         x = parts.encoder(x, adapter.layout(parts, call, layout).prepared_for(x), hidden_states=states)
         last = layout.unpack(adapter.finish(parts, call, x)).to(dtype)
         pooler = adapter.pooler(module)

@@ -16,7 +16,8 @@ from bert_fast.layers.activations import GELU, activation_function
 from bert_fast.layers.attention import BertAttention, BertSelfAttention, BertSelfOutput
 from bert_fast.layers.invariance import check_invariance, rows_in_blocks
 from bert_fast.layers.prepared import PreparedLayer
-from bert_fast.layers.projection import packed, packs, project
+from bert_fast.layers.projection import byte_products, packed, packs, project
+from bert_fast.layers.quantized import QuantizedLayer
 from bert_fast.layers.residual import ResidualOutput
 from bert_fast.ops.linear import PART_ROWS, rows_to_pack
 from bert_fast.packing import Layout
@@ -69,11 +70,18 @@ class BertLayer(nn.Module):
 
         ``always``: also where plain products were asked for, or are faster.
         """
+        return self._without_modules(PreparedLayer, lambda modules: packed(modules, x, always))
+
+    def quantized(self) -> QuantizedLayer | None:
+        """This layer in int8; None where one of its modules has to be called."""
+        return self._without_modules(QuantizedLayer, byte_products)
+
+    def _without_modules(self, kind: type, product: Callable[[tuple[nn.Module, ...]], Any]) -> Any:
         if not (derived.plain(self, BertLayer) and derived.plain(self.attention, BertAttention)):
             return None
         core, attended, up, output = self.attention.self, self.attention.output, self.intermediate, self.output
         kinds = ((core, BertSelfAttention), (attended, BertSelfOutput), (up, BertIntermediate), (output, BertOutput))
-        if not all(derived.plain(module, kind) for module, kind in kinds) or up.hidden_act not in GELU:
+        if not all(derived.plain(module, its_kind) for module, its_kind in kinds) or up.hidden_act not in GELU:
             return None
         for half in (attended, output):
             if not (derived.plain_norm(half.LayerNorm) and derived.plain(half.dropout, nn.Dropout)):
@@ -81,11 +89,11 @@ class BertLayer(nn.Module):
             if half.dropout.training and half.dropout.p:
                 return None
         linear = ((core.query, core.key, core.value), (attended.dense,), (up.dense,), (output.dense,))
-        products = [product for layers in linear if (product := packed(layers, x, always)) is not None]
+        products = [made for layers in linear if (made := product(layers)) is not None]
         if len(products) < len(linear) or (core.training and core.dropout.p):
             return None
         norms = (attended.LayerNorm, output.LayerNorm)
-        return PreparedLayer(tuple(products), norms, core.num_attention_heads, GELU[up.hidden_act])
+        return kind(tuple(products), norms, core.num_attention_heads, GELU[up.hidden_act])
 
     def _feed_forward_block(self, x: Tensor, seed: Tensor | None) -> Tensor | None:
         plain = derived.plain(self.intermediate, BertIntermediate) and derived.plain(self.output, BertOutput)
@@ -154,7 +162,7 @@ class BertEncoder(nn.Module):
         Not under hooks, which expect one call for a batch.
         """
         parameter = next(self.parameters(), None)
-        if parameter is None or not packs(parameter, x) or x.shape[0] == 0:
+        if parameter is None or (layout.quantization is None and not packs(parameter, x)) or x.shape[0] == 0:
             return None
         layers = [_prepared(layer, x, layout) or layer for layer in self.layer]
         called = [layer for layer in layers if isinstance(layer, nn.Module)]
@@ -162,10 +170,10 @@ class BertEncoder(nn.Module):
         return None if hooked else layers
 
 
-def _prepared(layer: nn.Module, x: Tensor, layout: Layout) -> PreparedLayer | None:
+def _prepared(layer: nn.Module, x: Tensor, layout: Layout) -> PreparedLayer | QuantizedLayer | None:
     if not isinstance(layer, BertLayer) or layout.rotary is not None or backend.listened():
         return None
-    return layer.prepared(x)
+    return (layer.quantized() if layout.quantization else None) or layer.prepared(x)
 
 
 def _in_parts(

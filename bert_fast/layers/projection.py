@@ -7,6 +7,7 @@ from bert_fast import backend, derived, ops
 from bert_fast.layers.activations import GELU, activation_function
 from bert_fast.ops.library import autocast_dtype
 from bert_fast.ops.linear import PackedLinear, cpu_linear_plan, pack_linear, rows_to_pack
+from bert_fast.ops.quantized import ByteLinear, byte_linear
 
 
 def project(module: nn.Module, x: Tensor, hidden_act: str | None = None) -> Tensor:
@@ -54,8 +55,13 @@ def project_joined(modules: tuple[nn.Module, ...], x: Tensor) -> Tensor | None:
     return y.unflatten(-1, (len(modules), modules[0].out_features))
 
 
-def compute_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
-    """The dtype in which an encoder of ``dtype`` best runs on ``device`` now; float32 for 16 bits on most CPUs."""
+def compute_dtype(dtype: torch.dtype, device: torch.device, quantization: str | None = None) -> torch.dtype:
+    """The dtype in which an encoder of ``dtype`` best runs on ``device`` now; float32 for 16 bits on most CPUs.
+
+    Beside int8 products it is float32: what they leave is added up over all layers.
+    """
+    if quantization is not None:
+        return torch.float32
     return cpu_linear_plan(dtype)[1] if _packing_allowed(device) else dtype
 
 
@@ -110,6 +116,14 @@ def packed(modules: tuple[nn.Module, ...], x: Tensor, always: bool = False) -> P
     # Kept beside the first of them: layers that share their leaves share this.
     key = ("packed", len(modules), x.dtype)
     return derived.derive(modules[0], key, _sources(modules), lambda: pack_linear(*_join(modules), x.dtype))
+
+
+def byte_products(modules: tuple[nn.Module, ...]) -> ByteLinear | None:
+    """One product in int8 for all these layers; None where a layer has to be called, or they differ in kind."""
+    if not _same_kind(modules):
+        return None
+    key = ("int8", len(modules))
+    return derived.derive(modules[0], key, _sources(modules), lambda: byte_linear(*_join(modules)))
 
 
 def _joined(modules: tuple[nn.Module, ...], x: Tensor) -> _Joined | None:

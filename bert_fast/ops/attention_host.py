@@ -1,12 +1,12 @@
 """attention on CPU by the C++ extension: every head of every sequence where it lies, without copies or padding."""
 
-import ctypes
 import functools
 
 import torch
 from torch import Tensor
 
 from bert_fast import backend, extension
+from bert_fast.ops.host_threads import host_threads, host_threads_reason
 from bert_fast.ops.library import addressable
 
 _DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
@@ -53,9 +53,7 @@ def host_attention_reason() -> str | None:
         return extension.unavailable_reason()
     if not host_attention_instructions():
         return "the processor has neither AVX-512 nor AVX2, or the compiler was too old for them"
-    if torch.get_num_threads() > 1 and not _parallel():
-        return "PyTorch's OpenMP runtime offers no GOMP_parallel"
-    return None
+    return host_threads_reason()
 
 
 def _fits(bias: Tensor, q: Tensor, cu_seqlens: Tensor) -> bool:
@@ -109,7 +107,6 @@ def host_attention(
         added = bias.detach().float()
         added = added if added.stride(3) == 1 else added.contiguous()
         steps = [0 if size == 1 else step for size, step in zip(added.shape[:3], added.stride(), strict=False)]
-    threads = torch.get_num_threads()
     extension.required().attention(
         *((x.data_ptr(), x.stride(0) * x.element_size(), x.stride(1) * x.element_size()) for x in (q, k, v, out)),
         cu_seqlens.data_ptr(),
@@ -121,8 +118,7 @@ def host_attention(
         -1 if window is None else window,
         scale,
         _DTYPES[q.dtype],
-        threads,
-        _parallel() if threads > 1 else 0,
+        *host_threads(),
         instructions,
     )
     return out
@@ -132,13 +128,3 @@ def host_attention(
 def host_attention_instructions() -> str:
     """The vector instructions it is written in that this machine has: see :func:`host_attention`; "" without any."""
     return "" if extension.module() is None else extension.required().attention_instructions()
-
-
-@functools.cache
-def _parallel() -> int:
-    """The address of GOMP_parallel in the OpenMP runtime that PyTorch has loaded; 0 if there is none to be found."""
-    try:
-        function = ctypes.CDLL(None).GOMP_parallel
-    except (AttributeError, OSError, TypeError):  # not there; no such runtime; Windows, which has no CDLL(None)
-        return 0
-    return ctypes.cast(function, ctypes.c_void_p).value or 0

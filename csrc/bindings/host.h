@@ -9,6 +9,7 @@
 #include "host/checks.h"
 #include "host/fingerprint.h"
 #include "host/packing.h"
+#include "host/quantized_rows.h"
 
 namespace bert_fast::bindings {
 
@@ -28,6 +29,13 @@ inline bert_fast::HostDType host_dtype_named(const std::string& name) {
     if (name == "float32") return bert_fast::HostDType::kFloat32;
     if (name == "bfloat16") return bert_fast::HostDType::kBFloat16;
     throw std::invalid_argument("dtype must be float32 or bfloat16, got " + name);
+}
+
+inline bert_fast::RowActivation row_activation_named(const std::string& name) {
+    if (name == "none") return bert_fast::RowActivation::kNone;
+    if (name == "gelu") return bert_fast::RowActivation::kGelu;
+    if (name == "gelu_tanh") return bert_fast::RowActivation::kGeluTanh;
+    throw std::invalid_argument("activation must be none, gelu or gelu_tanh, got " + name);
 }
 
 inline void bind_host(py::module_& m) {
@@ -69,6 +77,32 @@ inline void bind_host(py::module_& m) {
         "from head to head); bias float32 [B or 1, N or 1, S, S] as (address or 0, elements from sequence to sequence, "
         "from head to head, from query to query); window: how far a seen key may lie, or -1; parallel: the address of "
         "GOMP_parallel, 0 with one thread");
+    m.def("quantized_rows_reason", &bert_fast::quantized_rows_reason,
+          "why int8 products cannot run here; empty if they can");
+    m.def(
+        "quantized_rows",
+        [](Address x, const std::string& x_dtype, int64_t rows, int64_t width,
+           const std::tuple<Address, Address, Address, Address>& product, Address residual,
+           const std::string& activation, const std::tuple<Address, Address, float>& norm, Address out,
+           const std::string& out_dtype, const std::tuple<Address, Address, Address>& quantized, int threads,
+           Address parallel) {
+            const auto [scale, least, column_sums, bias] = product;
+            const auto [weight, shift, eps] = norm;
+            const auto [codes, steps, lows] = quantized;
+            bert_fast::quantized_rows(
+                {at<const void>(x), host_dtype_named(x_dtype), rows, width, at<const float>(scale),
+                 at<const float>(least), at<const float>(column_sums), at<const float>(bias),
+                 at<const float>(residual), row_activation_named(activation), at<const float>(weight),
+                 at<const float>(shift), eps, at<void>(out), host_dtype_named(out_dtype), at<uint8_t>(codes),
+                 at<float>(steps), at<float>(lows)},
+                threads, reinterpret_cast<bert_fast::ParallelFunction>(parallel));
+        },
+        py::arg("x"), py::arg("x_dtype"), py::arg("rows"), py::arg("width"), py::arg("product"), py::arg("residual"),
+        py::arg("activation"), py::arg("norm"), py::arg("out"), py::arg("out_dtype"), py::arg("quantized"),
+        py::arg("threads"), py::arg("parallel"), NoGil(),
+        "what lies between two int8 products, in one pass: see csrc/host/quantized_rows.h. product: addresses of the "
+        "rows' scale and least [T], column_sums and bias [width]; norm: of weight and bias [width], and eps; quantized: "
+        "of bytes [T, width], scale and least [T]; 0 for what there is not");
 }
 
 }  // namespace bert_fast::bindings

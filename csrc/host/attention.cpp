@@ -27,7 +27,7 @@ struct Build {
 // What this machine can run, best first.
 std::vector<Build> available() {
     std::vector<Build> builds;
-#ifdef BERT_FAST_HOST_ATTENTION
+#ifdef BERT_FAST_HOST_VECTORS
     __builtin_cpu_init();
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
         __builtin_cpu_supports("avx512dq")) {

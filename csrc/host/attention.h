@@ -4,14 +4,9 @@
 #include <string>
 #include <vector>
 
-// Where attention is compiled at all: older compilers lack __builtin_convertvector, and must still build the rest.
-#if defined(__x86_64__) && (defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 9)
-#define BERT_FAST_HOST_ATTENTION
-#endif
-// And for the products of pairs of bfloat16, which compilers know since then.
-#if defined(BERT_FAST_HOST_ATTENTION) && (defined(__clang__) || __GNUC__ >= 11)
-#define BERT_FAST_HOST_BF16_PAIRS
-#endif
+#include "host/dtype.h"
+#include "host/parallel.h"
+#include "host/vector_builds.h"
 
 namespace bert_fast {
 
@@ -21,8 +16,6 @@ struct RowsOfHeads {
     char* data;
     int64_t row, head;
 };
-
-enum class HostDType { kFloat32, kBFloat16 };
 
 // What is added to the scores, [B or 1, N or 1, S, S], or null: the steps, in elements, from sequence to sequence (0
 // where all have the same), from head to head and from query to query. One query's elements are adjacent; -inf hides.
@@ -47,10 +40,6 @@ struct AttentionCall {
 
 // The vector instructions that attention will use here, "avx512bf16", "avx512" or "avx2"; "" where it cannot run.
 std::string attention_instructions();
-
-// GOMP_parallel of the OpenMP runtime that PyTorch has in this process: runs body(data) in `threads` of its threads.
-// A pool of our own would compete for the cores with PyTorch's, whose threads spin for a while after each of its ops.
-using ParallelFunction = void (*)(void (*body)(void*), void* data, unsigned threads, unsigned flags);
 
 // `instructions`: "" for the best there are. A result depends neither on threads nor on the other sequences.
 void attention(const AttentionCall& call, int threads, ParallelFunction parallel, const std::string& instructions);

@@ -3,7 +3,7 @@
 
 #include "host/attention.h"
 
-#ifdef BERT_FAST_HOST_ATTENTION
+#ifdef BERT_FAST_HOST_VECTORS
 #ifdef __clang__
 #pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
 #else

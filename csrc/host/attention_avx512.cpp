@@ -5,7 +5,7 @@
 
 #include "host/attention.h"
 
-#ifdef BERT_FAST_HOST_ATTENTION
+#ifdef BERT_FAST_HOST_VECTORS
 #ifdef __clang__
 #pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma"))), apply_to = function)
 #else

@@ -9,7 +9,7 @@
 // scores, kRows * S floats, stay in the first-level cache up to about S = 512: softmax takes its rows as a whole, without
 // rescaling.
 
-#include "host/attention_vectors.h"
+#include "host/float_vectors.h"
 
 constexpr int64_t kPanel = 2 * kWidth;
 

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "host/attention.h"
+#include "host/quantized_rows.h"
 #include "host/fingerprint.h"
 #include "host/masking.h"
 #include "host/packing.h"
@@ -63,6 +64,28 @@ void attend(const char* instructions) {
     attention({rows[0], rows[1], rows[2], rows[3], starts.get(), batch, heads, head_dim, below(2) == 0 ? mask.get() : nullptr,
                added, below(2) == 0 ? -1 : below(90), 0.1f, size == 4 ? HostDType::kFloat32 : HostDType::kBFloat16},
               1, nullptr, instructions);
+}
+
+void pass_quantized_rows() {
+    const int64_t rows = below(20), width = 1 + below(70);
+    const int size = below(2) == 0 ? 4 : 2;
+    const auto some = [](int64_t n) {
+        std::unique_ptr<float[]> values(new float[n]);
+        for (int64_t i = 0; i < n; ++i) values[i] = static_cast<float>(below(2000)) * 0.01f - 10;
+        return values;
+    };
+    const auto x = some(rows * width), residual = some(rows * width), scale = some(rows), least = some(rows);
+    const auto sums = some(width), bias = some(width), weight = some(width), shift = some(width);
+    const std::unique_ptr<char[]> out(new char[rows * width * size]);
+    const std::unique_ptr<uint8_t[]> codes(new uint8_t[rows * width]);
+    const auto out_scale = some(rows), out_least = some(rows);
+    const bool product = below(2) == 0, norm = below(2) == 0, quantize = below(2) == 0;
+    quantized_rows({x.get(), HostDType::kFloat32, rows, width, scale.get(), least.get(), product ? sums.get() : nullptr,
+                    bias.get(), below(2) == 0 ? residual.get() : nullptr, static_cast<RowActivation>(below(3)),
+                    norm ? weight.get() : nullptr, shift.get(), 1e-12f, below(2) == 0 ? out.get() : nullptr,
+                    size == 4 ? HostDType::kFloat32 : HostDType::kBFloat16, quantize ? codes.get() : nullptr,
+                    out_scale.get(), out_least.get()},
+                   1, nullptr);
 }
 
 template <typename Id>
@@ -157,6 +180,7 @@ int main() {
         attend("");
         if (attention_instructions() == "avx512") attend("avx2");
     }
+    for (int round = 0; round < 3000 && quantized_rows_reason().empty(); ++round) pass_quantized_rows();
     uint64_t hash = 0;
     for (int round = 0; round < 3000; ++round) {
         const int64_t batch = below(20), seqlen = below(70), positions = batch * seqlen;

@@ -8,7 +8,7 @@ from numerics import assert_close_to_truth
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from bert_fast import backend, extension, ops, reference
-from bert_fast.ops import attention_host
+from bert_fast.ops import host_threads
 from bert_fast.ops.attention_host import host_attention, host_attention_reason, host_attention_runs
 
 pytestmark = pytest.mark.skipif(
@@ -255,7 +255,7 @@ def test_it_is_left_alone_by_tracers_and_transforms():
 
 
 def test_without_an_openmp_runtime_one_thread_still_runs_it(monkeypatch, threads):
-    monkeypatch.setattr(attention_host, "_parallel", lambda: 0)
+    monkeypatch.setattr(host_threads, "_parallel", lambda: 0)
     threads(2)
     assert "GOMP_parallel" in host_attention_reason()
     threads(1)

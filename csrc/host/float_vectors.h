@@ -1,4 +1,5 @@
-// Vectors of kWidth floats, for attention_item.h, which includes this; kWidth is its includer's, with the instructions.
+// Vectors of kWidth floats, for files compiled for one instruction set, which include this within a namespace of their
+// own; kWidth is the includer's, with the instructions. Nothing here may call what another header defines.
 // BERT_FAST_AVX512 and BERT_FAST_BF16_PAIRS: whether these may be AVX-512's, and AVX512_BF16's product of pairs.
 
 typedef float Vec __attribute__((vector_size(4 * kWidth)));

@@ -1,0 +1,90 @@
+"""A layer in int8, for inference on CPU: its products of bytes, and one pass over memory between each two of them."""
+
+import warnings
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from bert_fast import backend, derived, ops
+from bert_fast.ops.library import autocast_dtype
+from bert_fast.ops.quantized import (
+    ByteLinear,
+    attention_dtype,
+    byte_add_layer_norm,
+    byte_gelu,
+    byte_rows,
+    from_bytes,
+    int8_reasons,
+)
+from bert_fast.packing import Layout
+
+_told: set[str] = set()
+
+
+@dataclass(frozen=True)
+class QuantizedLayer:
+    """What a plain :class:`BertLayer` computes without dropout, its products in int8.
+
+    Attributes:
+        products: of queries, keys and values; behind attention; and the feed-forward's two.
+        norms: behind attention and behind the feed-forward.
+        heads: N.
+        approximate: of the GELU between ``up`` and ``down``.
+    """
+
+    products: tuple[ByteLinear, ...]
+    norms: tuple[nn.LayerNorm, nn.LayerNorm]
+    heads: int
+    approximate: str
+
+    def __call__(self, x: Tensor, layout: Layout, probabilities: None = None) -> Tensor:
+        """``[T, H]`` -> ``[T, H]``, float32."""
+        qkv, attended, up, down = self.products
+        y = ops.attention_joined(
+            from_bytes(qkv(byte_rows(x)), attention_dtype()).view(x.shape[0], 3, self.heads, -1),
+            layout.cu_seqlens,
+            layout.max_seqlen,
+            bias=layout.bias,
+            key_mask=layout.key_mask,
+            window=layout.window,
+            plan=layout.plan,
+        )
+        x, codes = byte_add_layer_norm(attended(byte_rows(y.flatten(1))), x, *_norm(self.norms[0]), quantize=True)
+        inner = byte_gelu(up(codes), self.approximate)
+        return byte_add_layer_norm(down(inner), x, *_norm(self.norms[1]), quantize=False)[0]
+
+
+def _norm(norm: nn.LayerNorm) -> tuple[Tensor, Tensor, float]:
+    return norm.weight.detach().float().contiguous(), norm.bias.detach().float().contiguous(), norm.eps
+
+
+def quantized(layout: Layout, device: torch.device, training: bool) -> Layout:
+    """``layout`` of an encoder that is to run in int8, where that can be now; else as it is.
+
+    Warns once a reason, but not while training, which is never in int8.
+    """
+    reasons = quantization_reasons(device)
+    if not reasons:
+        return replace(layout, quantization="int8")
+    message = "; ".join(reasons)
+    if not training and not torch.compiler.is_compiling() and message not in _told:
+        _told.add(message)
+        warnings.warn(f"quantization='int8' is left aside: {message}", RuntimeWarning, stacklevel=2)
+    return layout
+
+
+def quantization_reasons(device: torch.device) -> list[str]:
+    """Why an encoder on ``device`` cannot run in int8 now; empty if it can."""
+    if device.type != "cpu":
+        return [f"the model is on {device.type}"]
+    reasons = []
+    if torch.is_grad_enabled():
+        reasons.append("gradients are enabled: call it under torch.no_grad()")
+    elif not derived.allowed():
+        reasons.append("it is compiled, traced, exported or transformed, or there are hooks on all modules")
+    if autocast_dtype(device) is not None:
+        reasons.append("autocast is on")
+    if backend.has_kernels(device):
+        reasons.append("Triton's interpreter runs")
+    return reasons or int8_reasons()

@@ -1,0 +1,148 @@
+"""int8 on CPU: oneDNN's products of rows quantised one by one, and the passes between them by the C++ extension.
+
+A row ``v`` is held as bytes ``q`` with ``v = scale * q + least``, its least and its largest value at 0 and 255; a
+weight as signed bytes with one scale for each output. Then ``v @ w = scale * (q @ w) + least * sum(w)``: nothing is
+rounded but the values themselves, and no zero point has to be a byte. (A scale for each token and each channel: as in
+ZeroQuant, Yao et al. 2022.)
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from bert_fast import backend, extension
+from bert_fast.ops.attention_host import host_attention_instructions
+from bert_fast.ops.host_threads import host_threads, host_threads_reason
+
+_ACTIVATIONS = {None: "none", "none": "gelu", "tanh": "gelu_tanh"}
+
+
+class ByteRows(NamedTuple):
+    """Rows ``scale[t] * codes[t] + least[t]``: uint8 ``[T, K]``, float32 ``[T]``, float32 ``[T]``."""
+
+    codes: Tensor
+    scale: Tensor
+    least: Tensor
+
+
+@dataclass(frozen=True)
+class ByteLinear:
+    """A linear layer for :class:`ByteRows`: see :func:`byte_linear`.
+
+    Attributes:
+        weight: int8 ``[out, in]`` in oneDNN's own layout.
+        scales: float32 ``[out]``, what a weight's unit is worth.
+        zeros: int64 ``[out]``, all 0.
+        column_sums: float32 ``[out]``, the sum of an output's weights.
+        bias: float32 ``[out]``.
+    """
+
+    weight: Tensor
+    scales: Tensor
+    zeros: Tensor
+    column_sums: Tensor
+    bias: Tensor
+
+    def __call__(self, x: ByteRows) -> "Product":
+        y = torch.ops.onednn.qlinear_pointwise(
+            x.codes, 1.0, 0, self.weight, self.scales, self.zeros, None, 1.0, 0, torch.float32, "none", [], ""
+        )
+        return Product(y, x, self)
+
+
+class Product(NamedTuple):
+    """What a ByteLinear made of rows, float32 ``[T, out]``, before their scales and its bias."""
+
+    values: Tensor
+    rows: ByteRows
+    linear: ByteLinear
+
+
+def int8_reasons() -> list[str]:
+    """Why int8 products cannot run in this process; empty if they can."""
+    if backend.requested() == "reference":
+        return ["PyTorch's ops were asked for"]
+    compiled = extension.module()
+    if compiled is None:
+        return [f"it needs the C++ extension: {extension.unavailable_reason()}"]
+    reasons = [compiled.quantized_rows_reason(), host_threads_reason()]
+    if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.onednn, "qlinear_pointwise"):
+        reasons.append("this build of PyTorch has no oneDNN")
+    return [reason for reason in reasons if reason]
+
+
+def byte_linear(weight: Tensor, bias: Tensor | None) -> ByteLinear:
+    """Quantise ``weight [out, in]``, each output's row with its own scale, largest value at 127."""
+    weight = weight.detach().float()
+    scales = weight.abs().amax(1) / 127
+    rounded = (weight / scales.clamp_min(torch.finfo(torch.float32).tiny)[:, None]).round().to(torch.int8)
+    sums = rounded.sum(1, dtype=torch.int64) * scales
+    packed = torch.ops.onednn.qlinear_prepack(rounded, None)
+    shift = torch.zeros_like(scales) if bias is None else bias.detach().float().contiguous()
+    return ByteLinear(packed, scales, torch.zeros(len(scales), dtype=torch.int64), sums, shift)
+
+
+def attention_dtype() -> torch.dtype:
+    """What q, k and v are best written as: bfloat16, of 8 bits as they are, where attention multiplies pairs of it."""
+    return torch.bfloat16 if host_attention_instructions() == "avx512bf16" else torch.float32
+
+
+def byte_rows(x: Tensor) -> ByteRows:
+    """``x [T, K]``, float32 or bfloat16, as bytes."""
+    return _pass(x, quantize=True)[1]
+
+
+def byte_gelu(y: Product, approximate: str) -> ByteRows:
+    """``gelu(y)`` as bytes; ``approximate`` is "none" or "tanh"."""
+    return _pass(y, activation=approximate, quantize=True)[1]
+
+
+def from_bytes(y: Product, dtype: torch.dtype) -> Tensor:
+    """``y`` in ``dtype``, float32 or bfloat16: ``[T, out]``."""
+    return _pass(y, dtype=dtype)[0]
+
+
+def byte_add_layer_norm(
+    y: Product, residual: Tensor, weight: Tensor, bias: Tensor, eps: float, quantize: bool
+) -> tuple[Tensor, ByteRows]:
+    """``LayerNorm(residual + y)`` for ``residual [T, out]``, all float32: as it is and, where asked for, as bytes."""
+    return _pass(y, residual=residual, norm=(weight, bias, eps), dtype=torch.float32, quantize=quantize)
+
+
+def _pass(
+    x: Tensor | Product,
+    *,
+    residual: Tensor | None = None,
+    activation: str | None = None,
+    norm: tuple[Tensor, Tensor, float] | None = None,
+    dtype: torch.dtype | None = None,
+    quantize: bool = False,
+) -> tuple[Tensor, ByteRows]:
+    """One pass of csrc/host/quantized_rows.h; what was not asked for is empty."""
+    values = (x.values if isinstance(x, Product) else x).contiguous()
+    product = (x.rows.scale, x.rows.least, x.linear.column_sums, x.linear.bias) if isinstance(x, Product) else None
+    rows, width = values.shape
+    out = values.new_empty((0,) if dtype is None else (rows, width), dtype=dtype or torch.float32)
+    codes = values.new_empty((rows, width) if quantize else (0,), dtype=torch.uint8)
+    scale, least = values.new_empty((2, rows if quantize else 0), dtype=torch.float32)
+    extension.required().quantized_rows(
+        values.data_ptr(),
+        _name(values.dtype),
+        rows,
+        width,
+        (0, 0, 0, 0) if product is None else tuple(t.data_ptr() for t in product),
+        0 if residual is None else residual.data_ptr(),
+        _ACTIVATIONS[activation],
+        (0, 0, 0.0) if norm is None else (norm[0].data_ptr(), norm[1].data_ptr(), norm[2]),
+        out.data_ptr(),
+        _name(out.dtype),
+        (codes.data_ptr(), scale.data_ptr(), least.data_ptr()),
+        *host_threads(),
+    )
+    return out, ByteRows(codes, scale, least)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
