@@ -23,7 +23,8 @@ from typing import Any
 from benchmarks import sections
 
 DEFAULT = ("kernels", "model", "latency")
-DTYPES = ("float32", "bfloat16", "float16")
+DTYPES = ("float32", "bfloat16", "float16", "int8")
+_IN_INT8 = ("model", "latency", "scaling", "scenario")
 
 
 def main(arguments: Sequence[str] | None = None, program: str | None = None) -> int:
@@ -105,6 +106,8 @@ def _settings(chosen: argparse.Namespace) -> Any:
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda: torch.cuda.is_available() is False here")
     on_gpu = device == "cuda"
+    if chosen.dtype == "int8" and (on_gpu or not set(chosen.sections or DEFAULT) <= set(_IN_INT8)):
+        raise ValueError(f"--dtype int8 is for the encoders on a CPU: sections {', '.join(_IN_INT8)}")
     large = chosen.sections == ["scenario"]
     for name in chosen.peers or ():
         peers.peer(name)

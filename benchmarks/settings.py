@@ -25,7 +25,7 @@ class Settings:
 
     Attributes:
         device: "cpu" or "cuda".
-        dtype: "float32", "bfloat16" or "float16".
+        dtype: "float32", "bfloat16" or "float16"; "int8" for encoders on a CPU, whose weights are float32 then.
         model: a name of :data:`benchmarks.shapes.SHAPES` (random weights), or a folder with a checkpoint.
         threads: of the CPU, for every peer.
         seconds: about how long one comparison of several contenders may take, their preparation left out.
@@ -66,12 +66,13 @@ class Settings:
 
     @property
     def torch_dtype(self) -> torch.dtype:
-        return getattr(torch, self.dtype)
+        return torch.float32 if self.dtype == "int8" else getattr(torch, self.dtype)
 
     @functools.cached_property
     def context(self) -> Context:
         """Device, sizes of the kernels' inputs, and the clock."""
-        return Context(Options(dtype=self.dtype, device=self.device, tokens=self.tokens, tiny=self.tiny))
+        dtype = str(self.torch_dtype).removeprefix("torch.")
+        return Context(Options(dtype=dtype, device=self.device, tokens=self.tokens, tiny=self.tiny))
 
     @functools.cached_property
     def _folder(self) -> tempfile.TemporaryDirectory:
@@ -80,7 +81,8 @@ class Settings:
     def setup(self) -> peers.Setup:
         """As peers are prepared for one model: the folder for their files is a new one, gone with the settings."""
         scratch = Path(tempfile.mkdtemp(dir=self._folder.name))
-        return peers.Setup(self.torch_dtype, self.threads, self.context.device, scratch)
+        dtype = torch.int8 if self.dtype == "int8" else self.torch_dtype
+        return peers.Setup(dtype, self.threads, self.context.device, scratch)
 
     def wanted(self, name: str) -> bool:
         """Whether ``only`` lets it through."""

@@ -5,8 +5,8 @@ A peer is a module with
 - ``NAME``: as tables show it;
 - ``version()``: of the library;
 - ``missing(setup)``: why it cannot be measured so, or None;
-- ``prepare(model, setup)``: from transformers' ``BertModel`` in ``setup.dtype``, a call that takes a :class:`Batch` and
-  returns the last hidden states, ``[B, S, H]`` or packed ``[T, H]``, as a tensor or an array.
+- ``prepare(model, setup)``: from transformers' ``BertModel`` in ``setup.dtype`` (float32 for int8), a call that takes
+  a :class:`Batch` and returns the last hidden states, ``[B, S, H]`` or packed ``[T, H]``, as a tensor or an array.
 
 What a peer returns is held against float64 before it is timed, see :mod:`benchmarks.sections.encoders`.
 """
@@ -42,7 +42,10 @@ NAMES = (
 
 @dataclass(frozen=True)
 class Setup:
-    """What a peer is prepared for: threads are the CPU's, ``scratch`` a folder for files it needs."""
+    """What a peer is prepared for: threads are the CPU's, ``scratch`` a folder for files it needs.
+
+    ``dtype`` is what products are computed in; torch.int8 with scales that each library finds by itself.
+    """
 
     dtype: torch.dtype
     threads: int
@@ -74,6 +77,11 @@ def only_on(setup: Setup, device: str, *dtypes: torch.dtype) -> str | None:
     if setup.dtype not in dtypes:
         return f"does not compute in {str(setup.dtype).removeprefix('torch.')} here"
     return None
+
+
+def no_int8(setup: Setup) -> str | None:
+    """Why a peer that has no int8 of its own cannot serve the setup."""
+    return "has no int8 of its own" if setup.dtype == torch.int8 else None
 
 
 def version_of(package: str) -> str:

@@ -11,7 +11,7 @@ from benchmarks.peers import Batch, Encode, Setup, absent, only_on, version_of
 from benchmarks.peers.folder import saved
 
 NAME = "CTranslate2"
-_TYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
+_TYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16", torch.int8: "int8"}
 
 
 def version() -> str:

@@ -6,7 +6,7 @@ import copy
 
 import torch
 
-from benchmarks.peers import Batch, Encode, Setup, version_of
+from benchmarks.peers import Batch, Encode, Setup, no_int8, version_of
 
 NAME = "transformers"
 
@@ -16,11 +16,11 @@ def version() -> str:
 
 
 def missing(setup: Setup) -> str | None:
-    return None
+    return no_int8(setup)
 
 
 def prepare(model: torch.nn.Module, setup: Setup) -> Encode:
-    return encoder(copy.deepcopy(model).to(setup.device, setup.dtype).eval())
+    return encoder(copy.deepcopy(model).to(setup.device).eval())
 
 
 def encoder(module: torch.nn.Module) -> Encode:

@@ -7,7 +7,7 @@ import copy
 import torch
 from torch._inductor import config
 
-from benchmarks.peers import Encode, Setup, version_of
+from benchmarks.peers import Encode, Setup, no_int8, version_of
 from benchmarks.peers.hugging_face import encoder
 
 NAME = "transformers, torch.compile"
@@ -18,11 +18,11 @@ def version() -> str:
 
 
 def missing(setup: Setup) -> str | None:
-    return None
+    return no_int8(setup)
 
 
 def prepare(model: torch.nn.Module, setup: Setup) -> Encode:
     # For the process: to set it back around every call would cost the peer time. What trains, it does not concern.
     config.freezing = config.freezing or setup.device.type == "cpu"
     # Dynamic sizes: batches of texts have all lengths, and one graph for each is minutes of compiling.
-    return encoder(torch.compile(copy.deepcopy(model).to(setup.device, setup.dtype).eval(), dynamic=True))
+    return encoder(torch.compile(copy.deepcopy(model).to(setup.device).eval(), dynamic=True))

@@ -6,6 +6,7 @@ import torch
 
 import bert_fast
 from benchmarks.peers import Batch, Encode, Setup, version_of
+from bert_fast.ops.quantized import int8_reasons
 
 NAME = "bert_fast"
 
@@ -15,13 +16,16 @@ def version() -> str:
 
 
 def missing(setup: Setup) -> str | None:
-    return None
+    reasons = int8_reasons() if setup.dtype == torch.int8 else []
+    return "; ".join(reasons) or None
 
 
 def encoder_of(model: torch.nn.Module, setup: Setup) -> bert_fast.BertModel:
     """Our model with the weights of transformers' ``model``."""
     config = bert_fast.BertConfig.from_dict(model.config.to_dict())
-    own = bert_fast.BertModel(config, add_pooling_layer=False).to(setup.dtype)
+    if setup.dtype == torch.int8:
+        config.quantization = "int8"
+    own = bert_fast.BertModel(config, add_pooling_layer=False).to(next(model.parameters()).dtype)
     own.load_state_dict({name: value for name, value in model.state_dict().items() if not name.startswith("pooler")})
     return own.to(setup.device).eval()
 

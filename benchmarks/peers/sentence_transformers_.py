@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from benchmarks.peers import Batch, Encode, Setup, absent, version_of
+from benchmarks.peers import Batch, Encode, Setup, absent, no_int8, version_of
 from benchmarks.peers.folder import saved
 
 NAME = "sentence-transformers"
@@ -15,7 +15,7 @@ def version() -> str:
 
 
 def missing(setup: Setup) -> str | None:
-    return absent("sentence_transformers")
+    return no_int8(setup) or absent("sentence_transformers")
 
 
 def prepare(model: torch.nn.Module, setup: Setup) -> Encode:

@@ -33,6 +33,10 @@ def base_model(settings: Settings, **changes: Any) -> torch.nn.Module:
     return model.to(settings.torch_dtype).eval()
 
 
+# What int8 may be off: a library that rounds at one place too many, or by one scale for all tokens, keeps within it.
+INT8_ALLOWED = 0.2
+
+
 @dataclass(frozen=True)
 class Contender:
     """A peer that gives the right numbers."""
@@ -46,8 +50,8 @@ class Contender:
 class Truth:
     """What the model gives in float64, and in its own dtype by PyTorch's plain ops, over one batch."""
 
-    def __init__(self, model: torch.nn.Module, batch: Batch) -> None:
-        self.batch = batch
+    def __init__(self, model: torch.nn.Module, batch: Batch, dtype: str) -> None:
+        self.batch, self._int8 = batch, dtype == "int8"
         self._visible = batch.attention_mask.bool()
         self._dtype = next(model.parameters()).dtype
         self._terms = 4 * model.config.hidden_size
@@ -62,6 +66,9 @@ class Truth:
     def error_ratio(self, out: Any) -> float:
         """The worst error of a peer's output at the visible places, as a share of what the contract allows.
 
+        In int8, of which the contract says nothing: the root mean square error as a share of ``INT8_ALLOWED`` of the
+        truth's.
+
         Raises:
             ValueError: the output has another shape.
             ArithmeticError: it is not finite.
@@ -73,6 +80,9 @@ class Truth:
         visible = found if found.shape == self._truth.shape else found[self._visible]
         if not torch.isfinite(visible).all():
             raise ArithmeticError("the output is not finite")
+        if self._int8:
+            error = (visible.double() - self._truth).square().mean() / self._truth.square().mean()
+            return error.sqrt().item() / INT8_ALLOWED
         return max(error_ratios(visible, self._eager, self._truth, self._dtype, self._terms))
 
 
@@ -87,7 +97,7 @@ def prepared(
 ) -> Iterator[tuple[Contender | None, dict[str, Any]]]:
     """Every peer asked for: the contender, or None and the row that says why it is not timed."""
     batch = check_batch(model)
-    truth, setup = Truth(model, batch), settings.setup()
+    truth, setup = Truth(model, batch, settings.dtype), settings.setup()
     for name in names or settings.peers:
         module = peers.peer(name)
         row: dict[str, Any] = {"peer": module.NAME}

@@ -20,6 +20,7 @@ from benchmarks.report.tables import tables, text  # noqa: E402
 from benchmarks.sections import encoders  # noqa: E402
 from benchmarks.settings import Settings  # noqa: E402
 from bert_fast import cli  # noqa: E402
+from bert_fast.ops.quantized import int8_reasons  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ("--tiny", "--device", "cpu", "--dtype", "float32", "--threads", "1", "--seconds", "0.02")
@@ -111,6 +112,7 @@ def test_mistakes_are_one_line(tmp_path, capsys):
         (["model", *TINY, "--peers", "nobody"], "not 'nobody'"),
         (["model", *TINY, "--texts", str(broken)], "--model the folder of a model"),
         (["training", *TINY[1:], "--model", "elsewhere"], "not 'elsewhere'"),
+        (["kernels", *TINY, "--dtype", "int8"], "--dtype int8 is for the encoders on a CPU"),
         (["kernels", *TINY, "--against", "no-such-revision"], "not 'no-such-revision'"),
     ):
         assert cli.main(["bench", *arguments]) == 2
@@ -187,6 +189,24 @@ def test_every_peer_gives_the_right_numbers_or_a_reason(name):
     settings = Settings(tiny=True, threads=1)
     ((contender, row),) = encoders.prepared(settings, encoders.base_model(settings), (name,))
     assert (contender is not None and row["error_ratio"] <= 1) or row.get("not run"), row
+
+
+@pytest.mark.skipif(bool(int8_reasons()), reason=f"int8 cannot run here: {'; '.join(int8_reasons())}")
+def test_int8_is_measured_and_its_error_said(tmp_path):
+    line = ["bench", "model", "latency", *TINY, *BESIDE, "--only", "mix news", "1 x 12", "--dtype", "int8"]
+    assert cli.main([*line, "--json", str(tmp_path / "run.json")]) == 0
+    rows = [row for section in read(tmp_path / "run.json")["sections"].values() for row in section]
+    assert {row["peer"] for row in rows if "tokens_per_s" in row or "p50_ms" in row} == {"bert_fast"}
+    assert all(0 < row["error_ratio"] < 0.5 for row in rows if "tokens_per_s" in row)
+    assert {row["not run"] for row in rows if row["peer"] == "transformers"} == {"has no int8 of its own"}
+
+
+def test_int8_that_rounds_too_much_is_not_timed(monkeypatch):
+    settings = Settings(tiny=True, threads=1, dtype="int8")
+    paper, original = Peer(0.5), peers.peer
+    monkeypatch.setattr(peers, "peer", lambda name: paper if name == "paper" else original(name))
+    ((contender, row),) = encoders.prepared(settings, encoders.base_model(settings), ("paper",))
+    assert contender is None and row["error_ratio"] > 1
 
 
 def test_a_wrong_kernel_is_not_timed():
