@@ -230,7 +230,7 @@ def attention_forward(
         return out, lse
     arguments = {"q_ptr": q, "k_ptr": k, "v_ptr": v, "out_ptr": out, "lse_ptr": lse, **strides(q=q, k=k, v=v)}
     with on_device(q):
-        chosen = plan(max_seqlen, call.head_dim, q.dtype, dropout=call.dropout, masked=call.masked).forward
+        chosen = plan(max_seqlen, call.head_dim, q.dtype, **call.planned).forward
         grid = (chosen.programs(call.tokens, call.batch, call.heads),)
         if chosen.kernel == "attention_forward_tile":
             forward_tile[grid](**arguments, **call.arguments(), **chosen.blocks, **chosen.options)

@@ -403,7 +403,7 @@ def attention_backward(
     if call.tokens == 0 or call.heads == 0 or call.batch == 0:
         return dq, dk, dv, torch.zeros(bias.shape, dtype=bias.dtype, device=q.device) if need_dbias else None
     with on_device(q):
-        kernels = plan(max_seqlen, call.head_dim, q.dtype, dropout=call.dropout, masked=call.masked).backward
+        kernels = plan(max_seqlen, call.head_dim, q.dtype, **call.planned).backward
     shared = {**call.arguments(), "scale": scale}
     stats = None
     if len(kernels) > 1 or need_dbias:

@@ -64,8 +64,10 @@ class Call:
         return self.seed is not None
 
     @property
-    def masked(self) -> bool:
-        return self.bias is not None or self.key_mask is not None
+    def planned(self) -> dict[str, bool]:
+        """What a plan depends on, beside sizes and dtype."""
+        biased = self.bias is not None
+        return {"dropout": self.dropout, "masked": biased or self.key_mask is not None, "bias": biased}
 
     def arguments(self) -> dict[str, object]:
         """Keyword arguments common to all kernels that compute scores."""

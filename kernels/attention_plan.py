@@ -56,17 +56,20 @@ def plan(
     *,
     dropout: bool = False,
     masked: bool = False,
+    bias: bool = False,
     capability: int | None = None,
 ) -> Plan:
     """The plan of a call. masked: with a bias or a key mask. capability: 90 for sm_90; by default the current GPU's."""
     capability = launch.architecture() if capability is None else capability
     block_d = max(16, next_power_of_2(head_dim))
-    return _plan(max(1, max_seqlen), block_d, dtype.itemsize, dropout, masked, capability)
+    return _plan(max(1, max_seqlen), block_d, dtype.itemsize, dropout, masked, bias, capability)
 
 
 @functools.cache
-def _plan(max_seqlen: int, block_d: int, itemsize: int, dropout: bool, masked: bool, capability: int) -> Plan:
-    facts = {"d": block_d, "bytes": itemsize, "dropout": int(dropout), "masked": int(masked)}
+def _plan(
+    max_seqlen: int, block_d: int, itemsize: int, dropout: bool, masked: bool, bias: bool, capability: int
+) -> Plan:
+    facts = {"d": block_d, "bytes": itemsize, "dropout": int(dropout), "masked": int(masked or bias), "bias": int(bias)}
 
     def kernel(name: str, blocks: dict[str, int], parameters: dict[str, int]) -> KernelPlan:
         options = {"num_stages": 1 if "GROUP" in blocks else 2, **launch.launch_options(parameters)}

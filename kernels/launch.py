@@ -24,12 +24,13 @@ Rules = dict[int, list[tuple[dict[str, int], dict[str, int]]]]
 NEAREST = {86: 80, 87: 80, 89: 80, 103: 100, 110: 100, 120: 80, 121: 80}
 
 
-# Attention's facts: d (head dim padded to a power of two), bytes of an element, dropout and masked (0 or 1; masked is a
-# bias or a key mask), and for the kernels of whole sequences rows, of the longest one padded to a power of two. Their
-# tiles have at least ROWS rows, of several sequences if one is shorter; a longest sequence above LARGEST, where a rule
-# has one, runs the tiled kernels instead, whose loops are two stages deep unless num_stages says otherwise. float32
-# dots run on the ordinary multipliers unless TF32 is allowed: small tiles. Chosen so that nothing spills, whichever
-# Triton compiles it, and, among such, that enough warps stay resident: compiled, not timed, a tuner's first candidates.
+# Attention's facts: d (head dim padded to a power of two), bytes of an element, dropout, masked and bias (0 or 1;
+# masked is a bias or a key mask), and for the kernels of whole sequences rows, of the longest one padded to a power of
+# two. Their tiles have at least ROWS rows, of several sequences if one is shorter; a longest sequence above LARGEST,
+# where a rule has one, runs the tiled kernels instead, whose loops are two stages deep unless num_stages says
+# otherwise. float32 dots run on the ordinary multipliers unless TF32 is allowed: small tiles. Chosen so that nothing
+# spills, whichever Triton compiles it, and, among such, that enough warps stay resident: compiled, not timed, a tuner's
+# first candidates.
 # fmt: off
 TABLE: dict[str, Rules] = {
     "attention_forward_tile": {
@@ -89,7 +90,7 @@ TABLE: dict[str, Rules] = {
         80: [
             ({"bytes": 2, "d": 32, "dropout": 0, "masked": 0},
              {"BLOCK_M": 128, "BLOCK_N": 64, "num_warps": 8, "max_registers": 128}),
-            ({"bytes": 2, "d": 32}, {"BLOCK_M": 128, "BLOCK_N": 32, "num_warps": 8, "max_registers": 128}),
+            ({"bytes": 2, "d": 32, "bias": 0}, {"BLOCK_M": 128, "BLOCK_N": 32, "num_warps": 8, "max_registers": 128}),
             ({"bytes": 2, "d": 64, "dropout": 0, "masked": 0},
              {"BLOCK_M": 128, "BLOCK_N": 32, "num_warps": 8, "max_registers": 128}),
             ({"bytes": 2, "d": 64, "masked": 0}, {"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 4, "max_registers": 168}),
@@ -110,7 +111,7 @@ TABLE: dict[str, Rules] = {
         ],
         100: [
             ({"bytes": 2, "d": 64, "masked": 0}, {"BLOCK_M": 128, "BLOCK_N": 32, "num_warps": 8, "max_registers": 128}),
-            ({"bytes": 2, "d": 64}, {"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 4, "max_registers": 128}),
+            ({"bytes": 2, "d": 64, "bias": 0}, {"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 4, "max_registers": 128}),
             ({"bytes": 2}, {"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 4}),
             ({"d": 64}, {"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 8, "num_stages": 1, "max_registers": 128}),
             ({}, {"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 1}),
@@ -258,7 +259,8 @@ TABLE: dict[str, Rules] = {
         ],
         120: [
             ({"bytes": 2, "d": 32}, {"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 4}),
-            ({"bytes": 2, "d": 64}, {"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 4}),
+            ({"bytes": 2, "d": 64, "bias": 0}, {"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 4}),
+            ({"bytes": 2, "d": 64}, {"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4}),
             ({"bytes": 2}, {"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 8, "max_registers": 168}),
             ({"d": 32}, {"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 8, "num_stages": 1}),
             ({"d": 64}, {"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 1}),
@@ -331,6 +333,7 @@ TABLE: dict[str, Rules] = {
             ({}, {"BLOCK": 16, "num_warps": 4, "num_stages": 1}),
         ],
         100: [
+            ({"bytes": 2, "d": 32}, {"BLOCK": 64, "num_warps": 8}),
             ({"bytes": 2}, {"BLOCK": 64, "num_warps": 4}),
             ({"d": 64}, {"BLOCK": 32, "num_warps": 8}),
             ({}, {"BLOCK": 16, "num_warps": 4, "num_stages": 1}),

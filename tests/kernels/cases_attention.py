@@ -13,7 +13,7 @@ HEADS = 12
 
 
 def cases(dtype: torch.dtype) -> Iterator[tuple[str, Callable[[], None]]]:
-    """``attention D=<head dim> S=<longest> [dropout|bias|key_mask|dropout key_mask]``: forward and backward of each."""
+    """``attention D=<head dim> S=<longest> [dropout] [bias|key_mask]``: forward and backward of each."""
     for head_dim in (64, 32, 128, 80):
         for name, length in LENGTHS.items():
             label = f"attention D={head_dim} S={name}"
@@ -23,6 +23,9 @@ def cases(dtype: torch.dtype) -> Iterator[tuple[str, Callable[[], None]]]:
                 yield f"{label} dropout key_mask", functools.partial(_run, dtype, head_dim, length, 0.1, key_mask=True)
     for name, length in LENGTHS.items():
         yield f"attention D=64 S={name} bias", functools.partial(_run, dtype, 64, length, bias=True)
+        for head_dim in (32, 64):
+            label = f"attention D={head_dim} S={name} dropout bias"
+            yield label, functools.partial(_run, dtype, head_dim, length, 0.1, bias=True)
         yield f"attention D=64 S={name} key_mask", functools.partial(_run, dtype, 64, length, key_mask=True)
 
 

@@ -509,9 +509,11 @@ def test_plans_by_length():
 def test_every_call_has_a_plan(capability, head_dim):
     from bert_fast.kernels.attention import plan
 
-    for length, kind, dropout, masked in itertools.product((1, 60, 100, 4096), (2, 4), (False, True), (False, True)):
+    flags = (False, True)
+    for length, kind, *given in itertools.product((1, 60, 100, 4096), (2, 4), flags, flags, flags):
         dtype = torch.bfloat16 if kind == 2 else torch.float32
-        chosen = plan(length, head_dim, dtype, dropout=dropout, masked=masked, capability=capability)
+        options = dict(zip(("dropout", "masked", "bias"), given, strict=True))
+        chosen = plan(length, head_dim, dtype, **options, capability=capability)
         for kernel in (chosen.forward, *chosen.backward):
             assert kernel.options["num_warps"] in (1, 2, 4, 8)
             assert 0 < kernel.predicted["shared_bytes"] <= (101376 if capability in (80, 86, 89, 120) else 232448)
