@@ -12,7 +12,7 @@ from bert_fast import explanation
 from bert_fast.explained import Choice, EncoderRecord, Explanation
 from bert_fast.integrations.adapter import Parts, Unsupported
 from bert_fast.integrations.live import Live
-from bert_fast.integrations.owners import as_owner
+from bert_fast.integrations.reading import as_owner
 from bert_fast.integrations.record import asking
 from bert_fast.integrations.switch import lives
 

@@ -15,7 +15,7 @@ from bert_fast import derived
 from bert_fast.integrations import calls, tree
 from bert_fast.integrations.adapter import Adapter, Call, Parts, Unsupported, encoder_class
 from bert_fast.integrations.attributes import InPlaceOfForward
-from bert_fast.integrations.owners import Verdict, owner_calls
+from bert_fast.integrations.reading import Verdict, owner_calls
 from bert_fast.integrations.record import Record
 from bert_fast.integrations.table import adapter_of
 from bert_fast.layers.invariance import by_rows, invariant

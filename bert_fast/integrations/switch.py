@@ -7,9 +7,10 @@ from torch import nn
 
 from bert_fast.config import HIDDEN_POSITIONS, QUANTIZATIONS
 from bert_fast.integrations.adapter import Unsupported, encoder_class
-from bert_fast.integrations.attributes import InPlaceOfForward
+from bert_fast.integrations.attributes import InPlace
 from bert_fast.integrations.live import Live
-from bert_fast.integrations.owners import OwnerForward, Verdict, verdict
+from bert_fast.integrations.owners import verdict
+from bert_fast.integrations.reading import Verdict
 from bert_fast.integrations.table import adapter_of, known
 
 _Module = TypeVar("_Module", bound=nn.Module)
@@ -29,9 +30,11 @@ def accelerate(
             module that holds one. Its Parameters, classes, ``state_dict`` and hooks stay what they are.
         hidden_positions: "zero" leaves places that the attention mask hides uncomputed and returns zeros there;
             "exact" computes them as ``transformers`` does. By default "zero" where the encoder's owner is known not to
-            read them (sequence classification, multiple choice, next sentence, Pooling), unless hidden states are asked
-            for or a hook reads the encoder's output; "exact" elsewhere: an encoder by itself, token-level heads, and
-            what is compiled. In a sequence whose every token is hidden, what attention sees is zeros.
+            read them (sequence classification, multiple choice, next sentence, and sentence embeddings of a
+            SentenceTransformer's ``encode``), unless hidden states are asked for or a hook reads the encoder's output;
+            "exact" elsewhere: an encoder by itself, token-level heads, every other ``output_value`` of ``encode``, a
+            SentenceTransformer called as a module (in training, too: its token embeddings are handed out), and what is
+            compiled. In a sequence whose every token is hidden, what attention sees is zeros.
         batch_invariant: the visible tokens' outputs and ``pooler_output`` have the same bits for a sequence alone, in
             any batch, at any place in it and behind any padding, within one process and number of threads. ``module``
             has to be the encoder itself, a post-norm one with GELU (a head's products and Pooling are not covered); it
@@ -77,8 +80,8 @@ def accelerate(
         positions, owner = verdict(module, path)
         if hidden_positions is not None:
             positions = Verdict(hidden_positions, "asked for")
-        elif positions.hidden_positions == "zero" and owner is not None and "forward" not in owner.__dict__:
-            OwnerForward(owner).install()
+        elif owner is not None and InPlace.of(owner.module) is not owner:
+            owner.install()
         _accelerate(encoder, path, positions, hidden_positions is not None, batch_invariant, quantization)
     return module
 
@@ -92,7 +95,7 @@ def restore(module: _Module) -> _Module:
     if not isinstance(module, nn.Module):
         raise TypeError(f"module must be a torch.nn.Module, not {type(module).__name__}")
     for part in module.modules():
-        held = InPlaceOfForward.of(part)
+        held = InPlace.of(part)
         if isinstance(held, Live):
             held.forget()
         if held is not None:
@@ -102,13 +105,13 @@ def restore(module: _Module) -> _Module:
 
 def lives(module: nn.Module) -> list[Live]:
     """What stands in for the forward of every accelerated encoder in ``module``: what it did, and why."""
-    return [live for live in map(InPlaceOfForward.of, module.modules()) if isinstance(live, Live)]
+    return [live for live in map(InPlace.of, module.modules()) if isinstance(live, Live)]
 
 
 def _accelerate(
     encoder: nn.Module, path: str, positions: Verdict, asked: bool, batch_invariant: bool, quantization: str | None
 ) -> None:
-    held = InPlaceOfForward.of(encoder)
+    held = InPlace.of(encoder)
     if isinstance(held, Live):
         held.forget()
         held.positions, held.asked = positions, asked

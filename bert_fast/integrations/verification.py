@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from bert_fast import contract
 from bert_fast.integrations.live import Live
-from bert_fast.integrations.owners import as_owner
+from bert_fast.integrations.reading import as_owner
 from bert_fast.integrations.record import asking
 from bert_fast.integrations.switch import lives, restore
 

@@ -157,7 +157,7 @@ class TestSentenceTransformers:
         page = bert_fast.explain(net)
         assert any(row.op == "attention" for row in page.choices)
         (record,) = page.encoders
-        assert record.module.startswith("0.") and record.why == "Pooling reads under the mask"
+        assert record.module.startswith("0.") and "read under the mask" in record.why
         assert record.accelerated == 4 and 0 < record.padding < 1
         assert abs(bert_fast.restore(net).encode(TEXTS, batch_size=3) - want).max() < 1e-6
 
