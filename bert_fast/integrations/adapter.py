@@ -86,12 +86,14 @@ class Adapter(ABC):
     ``encoders``: the classes of ``transformers`` it knows, ``"module.Class"`` below ``transformers.models``.
     ``called``: the children that are called with the padded tensors they expect, so that hooks on them are fine.
     ``has_pooler``: whether the class has the attribute ``pooler``, be it None.
+    ``counts_tokens``: whether positions are counted from the first token, not from the first place, be it padding.
     ``tensors``: the arguments a call may have that the packed encoder honours, beside the output flags.
     """
 
     encoders: ClassVar[tuple[str, ...]]
     called: ClassVar[tuple[str, ...]] = ("pooler",)
     has_pooler: ClassVar[bool] = False
+    counts_tokens: ClassVar[bool] = False
     tensors: ClassVar[frozenset[str]] = frozenset(
         ("input_ids", "attention_mask", "token_type_ids", "position_ids", "inputs_embeds")
     )

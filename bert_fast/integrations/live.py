@@ -83,7 +83,10 @@ class Live(InPlaceOfForward):
         reason = self._against(args, kwargs, given)
         if reason is None:
             try:
-                return self._run(self.parts(), given)
+                if not self.batch_invariant:
+                    return self._run(self.parts(), given)
+                with torch._C.DisableTorchFunction():  # what fixes the order around it is not to hear it
+                    return self._run(self.parts(), given)
             except Unsupported as unsupported:
                 reason = str(unsupported)
         if self.batch_invariant:
@@ -163,6 +166,7 @@ class Live(InPlaceOfForward):
         # The first place is computed because heads read it out of the padded result: it must not come back as zeros.
         layout = replace(layout, zero_hidden=False).with_seed(module.training)
         if self.batch_invariant:
+            self._check_places(given)
             layout = invariant(layout)
         if self.quantization is not None:
             layout = quantized(layout, x.device, module.training)
@@ -199,6 +203,17 @@ class Live(InPlaceOfForward):
             if hooked or type(pooler).__module__ != self._home:
                 raise RuntimeError("batch_invariant=True cannot hold here: the pooler has hooks or is another's")
         return by_rows(True, pooler, last[:, :1])
+
+    def _check_places(self, given: dict[str, Any]) -> None:
+        mask = given.get("attention_mask")
+        counted = self.adapter.counts_tokens and given.get("input_ids") is not None
+        if counted or given.get("position_ids") is not None or mask is None or mask.dim() != 2:
+            return
+        if bool(((mask[:, 0] == 0) & (mask != 0).any(1)).any()):
+            raise RuntimeError(
+                "batch_invariant=True cannot hold here: positions are counted from the padding on the left: give "
+                "position_ids, or pad on the right"
+            )
 
     def replicate(self) -> nn.Module:
         """See :class:`InPlaceOfForward`; what has to be the same in any batch is not dealt out to devices."""

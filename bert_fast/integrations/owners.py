@@ -14,6 +14,8 @@ from bert_fast.integrations.attributes import InPlace, InPlaceOfForward
 from bert_fast.integrations.reading import Verdict, as_owner
 from bert_fast.integrations.table import adapter_of
 
+# Modules that work on each place by itself.
+_PLACEWISE = (nn.Linear, nn.Dropout, nn.LayerNorm)
 # Heads of `transformers` that read the first place of every sequence and nothing else. That one is always computed.
 _READS_FIRST = ("ForSequenceClassification", "ForMultipleChoice", "ForNextSentencePrediction")
 
@@ -22,7 +24,7 @@ class OwnerForward(InPlaceOfForward):
     """The forward of an owner that does not read hidden places: its own, and the encoder knows who calls."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_compiling() or self.removed or _strange_part(self.module) is not None:
+        if torch.compiler.is_compiling() or self.removed or strange_part(self.module) is not None:
             return self.original(*args, **kwargs)
         with as_owner():
             return self.original(*args, **kwargs)
@@ -52,23 +54,28 @@ def verdict(root: nn.Module, path: str) -> tuple[Verdict, InPlace | None]:
 def _verdict(owner: nn.Module) -> Verdict:
     kind = type(owner)
     if kind.__module__.startswith("transformers.models.") and kind.__name__.endswith(_READS_FIRST):
-        strange = _strange_part(owner)
+        strange = strange_part(owner)
         if strange is not None:
             return Verdict("exact", f"{type(strange).__name__} stands in {kind.__name__} and may read every place")
-        others = {getattr(m, "summary_type", "first") for m in owner.modules()} - {"first"}
+        others = summaries(owner)
         if not others:
             return Verdict("zero", f"{kind.__name__} reads the first place of every sequence only")
         return Verdict("exact", f"{kind.__name__} summarises by {others.pop()!r}")
     return Verdict("exact", f"{kind.__name__} may read every place")
 
 
-def _strange_part(owner: nn.Module) -> nn.Module | None:
+def summaries(owner: nn.Module) -> set[str]:
+    """How a head of `transformers` summarises a sequence, where it does so by more than its first place."""
+    return {getattr(m, "summary_type", "first") for m in owner.modules()} - {"first"}
+
+
+def strange_part(owner: nn.Module) -> nn.Module | None:
     """A user's own module beside the encoder in a head of `transformers`, which some heads hand every place."""
     if not type(owner).__module__.startswith("transformers.models."):
         return None
     for part in owner._modules.values():
         home = type(part).__module__
-        known = part is None or type(part) in (nn.Linear, nn.Dropout) or home.startswith(("transformers.", "peft."))
+        known = part is None or type(part) in _PLACEWISE or home.startswith(("transformers.", "peft."))
         if not known and adapter_of(type(part)) is None:
             return part
     return None

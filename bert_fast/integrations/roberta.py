@@ -18,6 +18,8 @@ class RobertaAdapter(BertAdapter):
         "camembert.modeling_camembert.CamembertModel",
     )
 
+    counts_tokens: ClassVar[bool] = True
+
     def positions(self, call: Call) -> Tensor:
         given, ids = call.get("position_ids"), call.get("input_ids")
         if given is not None:

@@ -6,6 +6,7 @@ Its forward hands the token embeddings out, too: whoever calls that may read eve
 import inspect
 from collections.abc import Callable
 from contextlib import nullcontext
+from types import NoneType
 from typing import Any
 
 from torch import nn
@@ -55,9 +56,14 @@ class OwnerEncode(InPlace):
         return all(against(self.module, path) is None for path in self.paths)
 
 
+def of_library(module: nn.Module) -> bool:
+    """Whether the class of ``module`` is of sentence-transformers."""
+    return type(module).__module__.startswith(_LIBRARY)
+
+
 def is_transformer(module: nn.Module) -> bool:
-    """Whether ``module`` is the Transformer of this library, which holds an encoder."""
-    return type(module).__module__.startswith(_LIBRARY) and type(module).__name__ == "Transformer"
+    """Whether ``module`` is the Transformer of that library, which holds an encoder."""
+    return of_library(module) and type(module).__name__ == "Transformer"
 
 
 def verdict(parents: list[nn.Module], path: str) -> tuple[Verdict, OwnerEncode | None]:
@@ -93,9 +99,9 @@ def against(owner: nn.Module, path: str) -> str | None:
     way = _way(owner, path)
     for module in (owner, *way):
         name = type(module).__name__
-        if module is not owner and not type(module).__module__.startswith(_LIBRARY):
+        if module is not owner and not of_library(module):
             return f"{name} may read every place"
-        if "forward" in module.__dict__:
+        if not isinstance(module.__dict__.get("forward"), (Instead, NoneType)):
             return f"the forward of {name} was replaced"
         if module._forward_hooks or module._forward_pre_hooks:
             return f"{name} has a hook, which may read every place"
