@@ -1,11 +1,12 @@
 """Models of transformers before and after `bert_fast.accelerate`: differences, errors against float64, speed on CPU.
 
-    python -m benchmarks.live_models [--json OUT]
+    python -m benchmarks.live_models [--architectures MPNetModel ...] [--json OUT]
     python -m benchmarks.live_models --texts FILE [--limit 512] [--json OUT]
 
-Without --texts: every architecture, 6 layers of 384 with random weights, a batch of 16 whose lengths differ. With it:
-all-MiniLM-L6-v2 through sentence-transformers' `encode`, FILE holding one text a line, beside its ONNX and OpenVINO
-backends where optimum is installed. Contenders take turns.
+Without --texts: every architecture that this transformers has, 6 layers of 384 with random weights, a batch of 16 whose
+lengths differ; a line each as it comes, then a table in Markdown. With it: all-MiniLM-L6-v2 through
+sentence-transformers' `encode`, FILE holding one text a line, beside its ONNX and OpenVINO backends where optimum is
+installed. Contenders take turns.
 """
 
 import argparse
@@ -37,6 +38,11 @@ ARCHITECTURES = {
     "CamembertModel": SIZES,
     "ElectraModel": {**SIZES, "embedding_size": 128},
     "DistilBertModel": {"dim": 384, "n_layers": 6, "n_heads": 12, "hidden_dim": 1536},
+    "MPNetModel": SIZES,
+    "AlbertModel": {**SIZES, "embedding_size": 128},
+    "GteModel": SIZES,
+    "NomicBertModel": SIZES,
+    "ModernBertModel": SIZES,
 }
 ALLOWED = {"float32": 2e-5, "bfloat16": 2.0, "gradient": 2.0}
 
@@ -45,6 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Measure and print; exit status 1 if a bound is broken."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--texts", type=Path)
+    parser.add_argument("--architectures", nargs="+", choices=ARCHITECTURES, default=list(ARCHITECTURES))
     parser.add_argument("--limit", type=int, default=512, help="texts read")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -54,7 +61,11 @@ def main(arguments: list[str] | None = None) -> int:
     if options.texts:
         results, good = _sentences(options)
     else:
-        results = {name: _architecture(name, sizes, options.rounds) for name, sizes in ARCHITECTURES.items()}
+        names = [name for name in options.architectures if hasattr(transformers, name)]
+        for name in set(options.architectures) - set(names):
+            print(f"{name:16s} transformers {transformers.__version__} has none")
+        results = {name: _architecture(name, ARCHITECTURES[name], options.rounds) for name in names}
+        print("\n" + table(results))
         good = all(row[key] <= bound for row in results.values() for key, bound in ALLOWED.items())
     if options.json:
         report = {"environment": environment(), "results": results}
@@ -98,6 +109,20 @@ def _architecture(name: str, sizes: dict, rounds: int) -> dict:
         f"visible places ({row['padding']:.0%} padding); own code: {', '.join(row['runs_its_own_code'])}"
     )
     return row
+
+
+def table(results: dict[str, dict]) -> str:
+    """A row of Markdown for every architecture."""
+    heads = (
+        "architecture", "float32: largest difference", "bfloat16: error, of theirs", "gradients: error, of theirs",
+        "speed, every place", "speed, visible places", "runs its own code",
+    )  # fmt: skip
+    rows = [heads, ("---",) * len(heads)]
+    for name, row in results.items():
+        numbers = (f"{row['float32']:.1e}", f"{row['bfloat16']:.2f}", f"{row['gradient']:.2f}")
+        speeds = (f"{row['speed'][key]:.2f}x" for key in ("exact", "zero"))
+        rows.append((name.removesuffix("Model"), *numbers, *speeds, ", ".join(row["runs_its_own_code"]) or "nothing"))
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def _reasons(net: nn.Module, batch: dict[str, Tensor]) -> list[str]:
