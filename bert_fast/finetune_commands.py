@@ -75,7 +75,8 @@ def _add_finetune(commands: argparse._SubParsersAction, common: argparse.Argumen
         parents=[common],
         help="a checkpoint and labelled rows to a model that does a task",
         description="Fine-tunes the checkpoint DIR. Killed at any moment, the same command goes on from the last "
-        "checkpoint. Everything may stand in --config; flags go before it.",
+        "checkpoint. Everything may stand in --config; flags go before it. On several GPUs (evaluate and predict, "
+        "too): torchrun --nproc-per-node N -m bert_fast finetune ...",
     )
     finetune.add_argument("--config", metavar="FILE", help=".yaml, .toml or .json of options by name")
     finetune.add_argument("--task", choices=TASKS)
@@ -154,7 +155,7 @@ def _finetune(arguments: argparse.Namespace) -> int:
 
     set_threads(arguments.threads)
     output, metrics = _with_extras(run)
-    if os.environ.get("RANK", "0") == "0":
+    if _first():
         if metrics:
             print(json.dumps(metrics, indent=1))
         if not arguments.quiet:
@@ -164,11 +165,16 @@ def _finetune(arguments: argparse.Namespace) -> int:
 
 def _evaluate(arguments: argparse.Namespace) -> int:
     def run() -> dict[str, float]:
-        tuned, reading = _loaded(arguments)
-        return tuned.evaluate(arguments.source, max_tokens=arguments.max_tokens, **reading)
+        from bert_fast.training.finetuning.ranks import started_ranks
+
+        with started_ranks():
+            tuned, reading = _loaded(arguments)
+            return tuned.evaluate(arguments.source, max_tokens=arguments.max_tokens, shared=True, **reading)
 
     set_threads(arguments.threads)
     text = json.dumps(_with_extras(run), indent=1) + "\n"
+    if not _first():
+        return 0
     if arguments.output is not None:
         from bert_fast.io import atomic_write
 
@@ -180,14 +186,16 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 def _predict(arguments: argparse.Namespace) -> int:
     def run() -> int:
         from bert_fast.training.finetuning import predict_file
+        from bert_fast.training.finetuning.ranks import started_ranks
 
-        tuned, reading = _loaded(arguments)
         options = {"keep": arguments.keep, "overwrite": arguments.overwrite, "max_tokens": arguments.max_tokens}
-        return predict_file(tuned, arguments.source, arguments.output, **options, **reading)
+        with started_ranks():
+            tuned, reading = _loaded(arguments)
+            return predict_file(tuned, arguments.source, arguments.output, shared=True, **options, **reading)
 
     set_threads(arguments.threads)
     count = _with_extras(run)
-    if not arguments.quiet and arguments.output != "-":
+    if not arguments.quiet and arguments.output != "-" and _first():
         print(f"{arguments.output}: {count:,} rows", file=sys.stderr)
     return 0
 
@@ -201,9 +209,14 @@ def _loaded(arguments: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
 
     options = _given(arguments)
     reading = {name: options.pop(name) for name in READING if name in options}
-    device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = arguments.device or (f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu")
     dtype = None if arguments.dtype is None else getattr(torch, arguments.dtype)
     return FineTuned.load(arguments.model, device=device, dtype=dtype, **options), reading
+
+
+def _first() -> bool:
+    """Whether this is the process that speaks, of those that torchrun started."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _with_extras(run: Callable[[], Any]) -> Any:

@@ -1,9 +1,11 @@
 """Started by torchrun: short runs in two processes, their losses written as JSON for test_processes.py to judge."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
+import rows_of_two
 import torch
 from tiny_training import NO_DROPOUT, SIZES, collected, joined, pretraining_batch, pretraining_model, texts
 from torch import nn
@@ -12,6 +14,7 @@ from bert_fast import BertConfig, BertModel
 from bert_fast.training import AdamW, Lamb, PretrainSettings, parameter_groups, pretrain, record
 from bert_fast.training.data import Batch
 from bert_fast.training.devices import make_accelerator
+from bert_fast.training.pretraining import run
 
 
 class SharedOut:
@@ -86,6 +89,7 @@ def scenarios(rank, world, folder):
     yield "accumulated", run(gradient_accumulation=2)
     yield "unused pooler", run(model=UnusedPooler(), unused_parameters=True, loss=_OneLoss())
     yield "pretrain", pretrained(folder, f"pretrained by {world}", shard=world > 1)
+    yield from rows_of_two.scenarios(world, folder)
     yield "to be gone on with", run(steps=3, run_dir=folder / f"from {world}")
     if world > 1:
         for kind in ("Lamb", "AdamW"):
@@ -101,10 +105,12 @@ def scenarios(rank, world, folder):
 
 
 def pretrained(folder, output, shard):
-    """The losses and scores of a run from documents, in two phases."""
+    """The losses and scores of a run from documents, in two phases; one process of two has nothing in the last batch
+    of an evaluation, and takes part in its layers' exchange."""
+    run._EVAL_BATCH = 1
     settings = PretrainSettings(
         documents=[str(folder / "documents.txt")],
-        eval_documents=[str(folder / "documents.txt")],
+        eval_documents=[str(folder / "held_out.txt")],
         tokenizer=str(folder / "tokenizer"),
         output=str(folder / output),
         model=str(folder / "small.json"),
@@ -116,8 +122,12 @@ def pretrained(folder, output, shard):
         log_every=1,
         shard=shard,
     )
-    lines = []
+    lines, evaluated = [], []
+    measured = run._measured
+    run._measured = lambda model, batch: evaluated.append(batch.filler) or measured(model, batch)
     pretrain(settings, [lines.append])
+    run._measured = measured
+    assert any(evaluated) == (make_accelerator().process_index == 1), "no process is without rows: change held_out.txt"
     return [value for line in lines for name, value in line.items() if name.endswith(("loss", "accuracy"))]
 
 
@@ -128,3 +138,7 @@ if __name__ == "__main__":
     found = dict(scenarios(accelerator.process_index, accelerator.num_processes, Path(sys.argv[1])))
     if accelerator.is_main_process:
         Path(sys.argv[1], "losses.json").write_text(json.dumps(found))
+    torch.distributed.destroy_process_group()
+    # The commands meet for themselves, at a place without keys of the group before.
+    os.environ |= {"TORCHELASTIC_USE_AGENT_STORE": "False", "MASTER_PORT": sys.argv[2]}
+    rows_of_two.commands(2, Path(sys.argv[1]))

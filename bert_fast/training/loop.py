@@ -91,7 +91,7 @@ def fit(
         unused_parameters: whether some parameters get no gradient; DDP has to know.
         gradient_checkpointing: recompute layers in the backward pass.
         evaluate: ``evaluate(model, accelerator)`` returns metrics; every process calls it, the model in eval mode and
-            without gradients.
+            without gradients, and the first one's metrics count.
         evaluate_every: steps between evaluations; None: after every epoch, and at the end.
         best_metric: the metric to keep the best checkpoint by, as "accuracy"; "-loss" is better the lower.
         early_stopping: stop after so many evaluations without a better ``best_metric``.

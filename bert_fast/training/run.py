@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from torch import nn
 from torch.optim import Optimizer
 
@@ -138,7 +138,10 @@ class Run:
         self.clock.pause()
         self.model.eval()
         with torch.no_grad():
-            metrics = dict(evaluations.evaluate(self.model, self.accelerator))
+            found = evaluations.evaluate(self.model, self.accelerator)
+        metrics = {name: value.item() if hasattr(value, "item") else value for name, value in found.items()}
+        if self.accelerator.num_processes > 1:
+            (metrics,) = broadcast_object_list([metrics])  # all judge by the same numbers, to the last bit
         self.prepared.train()
         self.improved = evaluations.judge(self.progress, metrics)
         self.record.write({"step": self.progress.step, "epoch": self.progress.epoch, **metrics})

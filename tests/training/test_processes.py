@@ -9,8 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import rows_of_two
 import two_processes
 from tiny_training import documents_and_tokenizer
+from training.tasks import generated
 
 from bert_fast.training import record
 
@@ -23,20 +25,25 @@ def losses(tmp_path_factory):
     drawing = record.plot
     folder = tmp_path_factory.mktemp("processes")
     documents_and_tokenizer(folder)
-    alone = {}
+    paragraphs = (folder / "documents.txt").read_text().split("\n\n")
+    (folder / "held_out.txt").write_text("\n\n".join(paragraphs[:7]))
+    rows_of_two.prepare(folder)
+    rows_of_two.commands(1, folder)
+    alone = {"folder": folder}
     one = two_processes.scenarios(0, 1, folder)
     for name, values in one:
         alone[name] = values
         if name == "to be gone on with":
             break
     shutil.copytree(folder / "from 1", folder / "copy of from 1")
-    with socket.socket() as free:
+    with socket.socket() as free, socket.socket() as another:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+        another.bind(("127.0.0.1", 0))
+        port, later = free.getsockname()[1], another.getsockname()[1]
     launch = ["-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS)}
-    command = [sys.executable, *launch, str(TESTS / "two_processes.py"), str(folder)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    command = [sys.executable, *launch, str(TESTS / "two_processes.py"), str(folder), str(later)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180)
     assert done.returncode == 0, done.stderr[-3000:]
     alone.update(one)
     record.plot = drawing
@@ -79,6 +86,48 @@ def test_pretraining_from_documents_is_the_same_in_two_sharded_processes(losses)
     alone, together = losses
     assert len(alone["pretrain"]) == 3 * 5 + 4 * 2
     assert together["pretrain"] == pytest.approx(alone["pretrain"], rel=2e-5)
+
+
+@pytest.mark.parametrize("name", generated.ROWS)
+def test_two_processes_share_rows_and_find_what_one_does(losses, name):
+    """Nine rows in windows of eight: one process has nothing in the last, and runs the model all the same."""
+    alone, (first, second) = losses[0][f"rows of {name}"], losses[1][f"rows of {name}"]
+    (alone,) = alone
+    assert first["scores"] == second["scores"] and first["predictions"] == second["predictions"]
+    assert len(first["runs"]) == len(second["runs"])
+    assert sum(alone["runs"]) < sum(first["runs"] + second["runs"]) < 1.5 * sum(alone["runs"])
+    assert first["scores"].keys() == alone["scores"].keys() and alone["scores"]["rows"] == rows_of_two.ROWS
+    for score, value in first["scores"].items():
+        rounding = score == "eval_loss" or name == "regression"  # sums of what last bits differ in
+        assert value == (pytest.approx(alone["scores"][score], rel=1e-4) if rounding else alone["scores"][score])
+    for ours, theirs in zip(first["predictions"], alone["predictions"], strict=True):
+        for key, value in theirs.items():
+            if key in ("label", "labels", "entities", "choice", "answer", "tokens"):
+                assert ours[key] == value
+            elif key == "score":
+                assert ours[key] == pytest.approx(value, abs=1e-5)
+
+
+@pytest.mark.parametrize("shard", [False, True])
+def test_two_processes_keep_the_best_evaluation_and_stop_as_one_does(losses, shard):
+    (alone,), (first, second) = losses[0]["tuned, False"], losses[1][f"tuned, {shard}"]
+    assert 3 <= len(alone["lines"]) < 8
+    assert first["metrics"] == second["metrics"]
+    assert first["metrics"] == pytest.approx(alone["metrics"], rel=1e-3)
+    assert [line["step"] for line in first["lines"]] == [line["step"] for line in alone["lines"]]
+    assert second["lines"] == []
+
+
+def test_commands_of_two_processes_speak_once(losses):
+    folder = losses[0]["folder"]
+    alone, first, second = (json.loads((folder / f"printed {of}.json").read_text()) for of in ("1 0", "2 0", "2 1"))
+    assert json.loads(first[0][1]) == pytest.approx(json.loads(alone[0][1]), rel=1e-5)
+    assert first[1][2].endswith(": 9 rows\n") and second[0] == second[1] == [0, "", ""]
+    files = [folder / f"predicted by {world}.jsonl" for world in (1, 2)]
+    alone, together = ([json.loads(line)["label"] for line in file.read_text().splitlines()] for file in files)
+    assert together == alone and len(alone) == 9
+    for printed in (first, second):
+        assert printed[2][0] == 2 and "2 processes cannot share standard input" in printed[2][2]
 
 
 def test_losses_change(losses):

@@ -7,12 +7,13 @@ import os
 import sys
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TextIO
 
 from bert_fast.io import atomic_file
 from bert_fast.training.data import read_rows
+from bert_fast.training.finetuning.ranks import Ranks
 from bert_fast.training.finetuning.saved import FineTuned
 from bert_fast.training.tasks import Record
 
@@ -25,6 +26,7 @@ def predict_file(
     keep: Sequence[str] | None = None,
     overwrite: bool = False,
     max_tokens: int | None = None,
+    shared: bool = False,
     **reading: Any,
 ) -> int:
     """Write a line for each row of ``source``: what the task predicts, as JSON. Returns the number of rows.
@@ -35,6 +37,7 @@ def predict_file(
         keep: columns whose values the lines begin with; None: "id", where rows have it.
         overwrite: replace a file that is there.
         max_tokens: of a batch.
+        shared: whether the processes of ``torch.distributed`` share the rows; all of them call this, the first writes.
         reading: ``read_rows``'s options.
 
     Raises:
@@ -55,16 +58,18 @@ def predict_file(
             kept.append(values)
             yield record
 
+    ranks = Ranks.for_rows(source, shared)
     _check(source, output, overwrite)
     count = 0
-    with _opened(output) as file:
-        for _, prediction in tuned.predictor(max_tokens)(records()):
+    with _opened(output) if ranks.first else nullcontext() as file:
+        for _, prediction in tuned.predictor(max_tokens, ranks)(records()):
             count += 1
             try:
                 line = json.dumps({**kept.popleft(), **prediction}, ensure_ascii=False, allow_nan=False, default=str)
             except ValueError:
                 raise ValueError(f"row {count}: a number of the model's, or one to keep, is not finite") from None
-            file.write(line + "\n")
+            if file is not None:
+                file.write(line + "\n")
     return count
 
 

@@ -22,6 +22,7 @@ from bert_fast.training.data import BatchPlan, Example, PackedCollator, PackedLo
 from bert_fast.training.devices import make_accelerator
 from bert_fast.training.finetuning.class_weights import WeightedLoss, weights_of
 from bert_fast.training.finetuning.inference import Predictor
+from bert_fast.training.finetuning.ranks import Ranks
 from bert_fast.training.finetuning.saved import FineTuned, length_for, records_of
 from bert_fast.training.finetuning.settings import FinetuneSettings, sorted_out
 from bert_fast.training.groups import parameter_groups
@@ -100,7 +101,7 @@ def finetune(
     schedule = linear_schedule(optimizer, math.ceil(total * settings.warmup), total)
 
     def evaluated(network: torch.nn.Module, accelerator: Any) -> dict[str, float]:
-        predictor = Predictor(network, task, tokenizer, max_length, settings.eval_max_tokens)
+        predictor = Predictor(network, task, tokenizer, max_length, settings.eval_max_tokens, Ranks.of_group())
         with accelerator.autocast():
             return predictor.evaluated(records_of(task, held_out, True, {}))
 
@@ -136,7 +137,7 @@ def finetune(
         if accelerator.is_main_process:
             tuned.save_beside(Path(output) / "model")
         accelerator.wait_for_everyone()
-    tuned.metrics = _best_metrics(history, result.best_step, output)
+    tuned.metrics = Ranks.of_group().of_the_first(_best_metrics(history, result.best_step, output))
     return tuned
 
 

@@ -16,6 +16,7 @@ from bert_fast.io import atomic_write
 from bert_fast.tokenizer import UNLIMITED, Tokenizer
 from bert_fast.training.data import Rows, read_rows
 from bert_fast.training.finetuning.inference import Predictor
+from bert_fast.training.finetuning.ranks import Ranks
 from bert_fast.training.tasks import TASKS, Record, Task, task_from
 from bert_fast.training.tasks.base import Prediction
 
@@ -81,24 +82,32 @@ class FineTuned:
         text = json.dumps({**self.task.to_dict(), "max_length": self.max_length}, indent=2, ensure_ascii=False)
         atomic_write(Path(folder) / TASK_FILE, (text + "\n").encode())
 
-    def predictor(self, max_tokens: int | None = None) -> Predictor:
+    def predictor(self, max_tokens: int | None = None, ranks: Ranks | None = None) -> Predictor:
         """What runs the model over records."""
-        return Predictor(self.model.eval(), self.task, self.tokenizer, self.max_length, max_tokens)
+        return Predictor(self.model.eval(), self.task, self.tokenizer, self.max_length, max_tokens, ranks)
 
-    def predict(self, rows: Any, *, max_tokens: int | None = None, **reading: Any) -> Iterator[Prediction]:
+    def predict(
+        self, rows: Any, *, max_tokens: int | None = None, shared: bool = False, **reading: Any
+    ) -> Iterator[Prediction]:
         """A prediction for each row, one at a time, in order.
 
         Args:
             rows: whatever ``read_rows`` reads: a file, a list of dictionaries, ...
             max_tokens: of a batch.
+            shared: whether the processes of ``torch.distributed`` share the rows: all of them call this with the same
+                rows, each computes a part, and all get all predictions. False: this process does it alone.
             reading: ``read_rows``'s options.
         """
         records = self._records(rows, False, reading)
-        return (prediction for _, prediction in self.predictor(max_tokens)(records))
+        predictor = self.predictor(max_tokens, Ranks.for_rows(rows, shared))
+        return (prediction for _, prediction in predictor(records))
 
-    def evaluate(self, rows: Any, *, max_tokens: int | None = None, **reading: Any) -> dict[str, float]:
+    def evaluate(
+        self, rows: Any, *, max_tokens: int | None = None, shared: bool = False, **reading: Any
+    ) -> dict[str, float]:
         """Scores over labelled rows. Arguments as of :meth:`predict`."""
-        return self.predictor(max_tokens).evaluated(self._records(rows, True, reading))
+        predictor = self.predictor(max_tokens, Ranks.for_rows(rows, shared))
+        return predictor.evaluated(self._records(rows, True, reading))
 
     def _records(self, rows: Any, labelled: bool, reading: Mapping[str, Any]) -> Iterator[Record]:
         return iter(records_of(self.task, rows, labelled, reading))

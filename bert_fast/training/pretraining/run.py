@@ -158,10 +158,11 @@ def held_out(settings: PretrainSettings, tokenizer: Tokenizer, accelerator: Acce
     plan = BatchPlan(_NO_LENGTHS, batch_size=_EVAL_BATCH * accelerator.num_processes)
 
     def evaluate(model: nn.Module, accelerator: Accelerator) -> dict[str, float]:
-        sums = torch.zeros(6, device=accelerator.device)
+        exact = torch.float32 if accelerator.device.type == "mps" else torch.float64
+        sums = torch.zeros(6, dtype=exact, device=accelerator.device)
         for batch in _loader(data, plan, settings, accelerator):
-            if not batch.filler:
-                sums += _measured(model, batch.to(accelerator.device))
+            # a filler is computed, too: a model that is cut up among processes waits for all of them
+            sums += _measured(model, batch.to(accelerator.device)) * (not batch.filler)
         loss, hits, count, next_loss, next_hits, next_count = accelerator.reduce(sums, "sum").tolist()
         found = {"eval_mlm_loss": loss / max(count, 1), "eval_mlm_accuracy": hits / max(count, 1)}
         if settings.nsp:
