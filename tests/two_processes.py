@@ -20,7 +20,7 @@ from bert_fast.training.pretraining import run
 class SharedOut:
     """Batches of which every process gets its texts; the last batch has one, so that the second process has none."""
 
-    def __init__(self, rank, world, batches=5):
+    def __init__(self, rank, world, batches=5, taken=0):
         sizes = [4] * (batches - 1) + [1]
         rows, self.batches = texts(sum(sizes)), []
         for k, size in enumerate(sizes):
@@ -35,7 +35,7 @@ class SharedOut:
             if not mine:
                 counts = dict.fromkeys(counts, 0)
             self.batches.append(Batch(whole, label_counts=counts, tokens=0, filler=not mine))
-        self.taken = 0
+        self.taken = taken
 
     def state_dict(self):
         return {"taken": self.taken}
@@ -79,10 +79,10 @@ def scenarios(rank, world, folder):
     """The losses of each, by name; run_dir's are shared with the test, which goes on with other processes."""
     record.plot = lambda metrics, path: None  # longer than the runs
 
-    def run(kind="Lamb", steps=6, model=None, **options):
+    def run(kind="Lamb", steps=6, model=None, taken=0, **options):
         model = model or pretraining_model(**NO_DROPOUT)
         options = {"max_grad_norm": 1.0, "optimizer": optimizer(kind, model), "steps": steps, **options}
-        return collected(model, SharedOut(rank, world), **options)
+        return collected(model, SharedOut(rank, world, taken=taken), **options)
 
     yield "Lamb", run()
     yield "AdamW", run("AdamW")
@@ -95,13 +95,43 @@ def scenarios(rank, world, folder):
         for kind in ("Lamb", "AdamW"):
             yield f"{kind}, sharded", run(kind, shard=True)
         yield "accumulated, sharded", run(gradient_accumulation=2, shard=True)
+        for kind in ("Lamb", "AdamW"):
+            yield f"{kind}, fp16, sharded", in_fp16(rank, lambda k=kind, **options: run(k, **options))
         yield "recomputed, sharded", run(gradient_checkpointing=True, shard=True)
         yield "sharded, to be gone on with", run(steps=3, shard=True, run_dir=folder / "from sharded")
         yield "gone on with, from 1", run(run_dir=folder / "from 1")
         yield "gone on with, sharded, from copies", run(shard=True, run_dir=folder / "copy of from 1")
     else:
+        for kind in ("Lamb", "AdamW"):
+            yield f"{kind}, without two batches", run(kind, taken=2)
         yield "gone on with, from 2", run(run_dir=folder / "from 2")
         yield "gone on with, from sharded", run(run_dir=folder / "from sharded")
+
+
+def in_fp16(rank, run):
+    """A run with a loss scale, and infinities in the second process's part of gradients while the scale is above 2**10:
+    [losses, scales of both]. Accelerate's fp16 needs a GPU; all that follows from it does not."""
+    accelerator = make_accelerator()
+    accelerator.state._mixed_precision = "fp16"
+    accelerator.scaler = scaler = torch.amp.GradScaler("cpu", init_scale=2.0**12)
+
+    def unscale():
+        (optimizer,) = accelerator._optimizers
+        for group in optimizer.param_groups:
+            for p in group["params"]:
+                assert p.grad.dtype == torch.float32
+                if rank == 1 and scaler.get_scale() > 2**10:
+                    p.grad.to_local().fill_(torch.inf)
+        scaler.unscale_(optimizer.optimizer)
+        scales.append(scaler.get_scale())
+
+    scales, accelerator.unscale_gradients = [], unscale
+    accelerator._optimizers.clear()
+    try:
+        losses = run(shard=True, accelerator=accelerator, steps=8)
+    finally:
+        accelerator.state._mixed_precision = "no"
+    return [losses, rows_of_two.Ranks.of_group().gathered(scales)]
 
 
 def pretrained(folder, output, shard):

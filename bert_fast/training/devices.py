@@ -12,6 +12,8 @@ from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+_HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
 
 def make_accelerator(mixed_precision: str | None = None, unused_parameters: bool = False) -> Accelerator:
     """An Accelerator for :func:`bert_fast.training.fit`; under torchrun or ``accelerate launch``, one of several.
@@ -33,14 +35,11 @@ def prepare(
     """The model and optimizer to train with; ``optimizer`` itself is changed to move the prepared parameters.
 
     An Accelerator with an FSDP2 plugin shards as the plugin says, by BERT's layers. One process has nothing to cut up.
-
-    Raises:
-        ValueError: fp16 with sharding.
+    With fp16, sharded or not, the loss scale is ``torch.amp.GradScaler``'s, whose look for infinities is over all parts
+    of sharded gradients: all processes skip a step, or none.
     """
     if accelerator.num_processes == 1 or not (shard or accelerator.is_fsdp2):
         return accelerator.prepare(model, optimizer)
-    if accelerator.mixed_precision == "fp16":
-        raise ValueError("mixed_precision='fp16' is not supported with sharding: use 'bf16', which needs no loss scale")
     _shard(accelerator, model, optimizer)
     return model, accelerator.prepare_optimizer(optimizer)
 
@@ -55,8 +54,8 @@ def _shard(accelerator: Accelerator, model: nn.Module, optimizer: Optimizer) -> 
         plugin = accelerator.state.fsdp_plugin
         options = {"reshard_after_forward": plugin.reshard_after_forward, "offload_policy": plugin.cpu_offload}
         options["mp_policy"] = plugin.mixed_precision_policy or MixedPrecisionPolicy()
-    elif accelerator.mixed_precision == "bf16":
-        options["mp_policy"] = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    elif accelerator.mixed_precision in _HALF:
+        options["mp_policy"] = MixedPrecisionPolicy(_HALF[accelerator.mixed_precision], reduce_dtype=torch.float32)
     names = {parameter: name for name, parameter in model.named_parameters()}
     model.to(accelerator.device)
     units = set(getattr(model, "_no_split_modules", None) or ()) - {"BertEmbeddings"}

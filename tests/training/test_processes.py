@@ -64,6 +64,15 @@ def test_sharded_processes_take_the_steps_of_one_process(losses, name):
     assert together[f"{name}, sharded"] == pytest.approx(alone[name], rel=2e-5)
 
 
+@pytest.mark.parametrize("name", ["Lamb", "AdamW"])
+def test_sharded_processes_skip_a_step_in_fp16_together(losses, name):
+    """Where one process's part of a gradient overflows; then the steps are those of float32, but for rounding."""
+    alone, together = losses
+    found, scales = together[f"{name}, fp16, sharded"]
+    assert scales == [[2.0**12, 2.0**11, *[2.0**10] * 6]] * 2
+    assert found[2:] == pytest.approx(alone[f"{name}, without two batches"], rel=2e-3)
+
+
 def test_sharded_layers_are_computed_again_in_the_backward_pass(losses):
     alone, together = losses
     assert together["recomputed, sharded"] == pytest.approx(alone["Lamb"], rel=2e-5)
