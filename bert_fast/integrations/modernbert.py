@@ -62,6 +62,9 @@ class ModernBertAdapter(BertAdapter):
     def against_mask(self, module: Any, mask: Tensor | None, shape: tuple[int, ...]) -> str | None:
         if mask is not None and mask.dim() == 4:
             return f"the attention_mask is {list(mask.shape)}, in place of the local layers' windows"
+        # A query whose window is all hidden gets 0 of ours and of sdpa, and of eager a mean over every key.
+        if mask is not None and getattr(module.config, "_attn_implementation", None) == "eager":
+            return "eager attention has numbers of its own where a window is all hidden"
         return super().against_mask(module, mask, shape)
 
     def layout(self, parts: Parts, call: Call, layout: Layout) -> Layout:

@@ -217,3 +217,15 @@ def test_what_is_not_carried_runs_their_code_with_the_reason(kind):
     before = {name: id(p) for name, p in ours.named_parameters()}
     restore(ours)
     assert "forward" not in ours.__dict__ and {name: id(p) for name, p in ours.named_parameters()} == before
+
+
+@torch.no_grad()
+def test_modernbert_with_eager_attention_and_windows_that_are_all_hidden():
+    theirs = model("modernbert")
+    theirs.set_attn_implementation("eager")
+    ours = accelerate(copy.deepcopy(theirs))
+    with pytest.warns(RuntimeWarning, match="eager attention has numbers of its own"):
+        got = ours(input_ids=ids(), attention_mask=mask_of("left")).last_hidden_state
+    assert torch.equal(got, theirs(input_ids=ids(), attention_mask=mask_of("left")).last_hidden_state)
+    ours(input_ids=ids())
+    assert encoder(ours).accelerated == 1
