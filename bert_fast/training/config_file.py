@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,22 @@ def _parsed(suffix: str, text: str) -> Any:
             import tomli as tomllib  # type: ignore[no-redef]
         return tomllib.loads(text)
     if suffix in (".yaml", ".yml"):
-        import yaml
-
-        return yaml.safe_load(text)
+        return _yaml(text)
     raise _Unknown
+
+
+def _yaml(text: str) -> Any:
+    """YAML 1.2's numbers and booleans: to YAML 1.1, which PyYAML reads, ``1e-5`` is a string and ``no`` is false."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        pass
+
+    boolean, number = "tag:yaml.org,2002:bool", "tag:yaml.org,2002:float"
+    Loader.yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in resolvers if tag != boolean]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+    Loader.add_implicit_resolver(boolean, re.compile(r"(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
+    Loader.add_implicit_resolver(number, re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789"))
+    return yaml.load(text, Loader)  # noqa: S506 - a SafeLoader

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from bert_fast.training.options import check_at_least, check_types
 from bert_fast.training.tasks import TASKS, Task, task_from
 
 READING = ("format", "columns", "header", "delimiter", "quotes", "on_bad_row")
@@ -67,16 +69,43 @@ class FinetuneSettings:
     num_workers: int = 0
 
     def __post_init__(self) -> None:
+        check_types(type(self), vars(self))
+        check_at_least(1, {name: getattr(self, name) for name in _COUNTS})
+        check_at_least(0, {"num_workers": self.num_workers, "seed": self.seed})
+        if self.epochs is None and self.steps is None:
+            raise ValueError("give epochs, steps or both")
+        if self.batch_size is None and self.max_tokens is None:
+            raise ValueError("give batch_size, max_tokens or both")
+        if self.seed >= 2**63:
+            raise ValueError(f"seed must be below 2**63, not {self.seed}")
         for name in ("learning_rate", "weight_decay"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0:
+            if not 0 <= value < math.inf:
                 raise ValueError(f"{name} must be a number of at least 0, not {value!r}")
+        if self.max_grad_norm is not None and not self.max_grad_norm > 0:
+            raise ValueError(f"max_grad_norm must be above 0 or None, not {self.max_grad_norm!r}")
+        if self.mixed_precision not in (None, "no", "bf16", "fp16"):
+            raise ValueError(f"mixed_precision must be 'no', 'bf16' or 'fp16', not {self.mixed_precision!r}")
         if not 0 <= self.warmup <= 1:
             raise ValueError(f"warmup must be a share of all steps, 0 to 1, not {self.warmup!r}")
         if self.dropout is not None and not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be at least 0 and below 1, not {self.dropout!r}")
 
 
+_COUNTS = (
+    "epochs",
+    "steps",
+    "batch_size",
+    "max_tokens",
+    "max_length",
+    "gradient_accumulation",
+    "evaluate_every",
+    "early_stopping",
+    "eval_max_tokens",
+    "save_every",
+    "keep",
+    "log_every",
+)
 NAMES = tuple(field.name for field in fields(FinetuneSettings))
 
 

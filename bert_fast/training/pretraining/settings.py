@@ -8,6 +8,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from bert_fast.training.options import check_at_least, check_types
+
 # Google's sizes (Turc et al., 2019, and Devlin et al., 2019): layers and hidden size; heads of 64, feed-forward of 4.
 SIZES = {
     "tiny": (2, 128),
@@ -93,7 +95,7 @@ class PretrainSettings:
     optimizer: str = "lamb"
     learning_rate: float = 1e-3
     weight_decay: float = 0.01
-    betas: list[float] | tuple[float, float] = (0.9, 0.999)
+    betas: tuple[float, float] = (0.9, 0.999)
     eps: float | None = None
     bias_correction: bool = True
     warmup: float = 0.1
@@ -121,8 +123,20 @@ class PretrainSettings:
     def __post_init__(self) -> None:
         for name in ("documents", "eval_documents"):
             value = getattr(self, name)
-            if isinstance(value, (str, Path)):
-                object.__setattr__(self, name, [str(value)])
+            files = [value] if isinstance(value, (str, Path)) else value
+            if isinstance(files, (list, tuple)):
+                object.__setattr__(self, name, [str(file) if isinstance(file, Path) else file for file in files])
+        for name in ("tokenizer", "output", "model", "checkpoint", "cache"):
+            if isinstance(getattr(self, name), Path):
+                object.__setattr__(self, name, str(getattr(self, name)))
+        check_types(type(self), vars(self))
+        counts = ("gradient_accumulation", "evaluate_every", "save_every", "keep", "log_every")
+        check_at_least(1, {name: getattr(self, name) for name in counts})
+        check_at_least(0, {"num_workers": self.num_workers, "seed": self.seed})
+        if self.seed >= 2**63:
+            raise ValueError(f"seed must be below 2**63, not {self.seed}")
+        if self.mixed_precision not in (None, "no", "bf16", "fp16"):
+            raise ValueError(f"mixed_precision must be 'no', 'bf16' or 'fp16', not {self.mixed_precision!r}")
         if not self.documents:
             raise ValueError("documents must name a file, or more")
         if self.optimizer not in ("lamb", "adamw"):
@@ -130,8 +144,7 @@ class PretrainSettings:
         if not self.warmup >= 0 or (self.warmup >= 1 and self.warmup != int(self.warmup)):
             raise ValueError(f"warmup must be a number of steps, or a share below 1, not {self.warmup}")
         for phase in self.phases():
-            if min(phase.steps, phase.batch_size, self.gradient_accumulation) < 1:
-                raise ValueError("steps, batch_size and gradient_accumulation must be at least 1")
+            check_at_least(1, {name: getattr(phase, name) for name in ("max_length", "steps", "batch_size")})
             if phase.batch_size % self.gradient_accumulation:
                 raise ValueError(
                     f"gradient_accumulation must divide batch_size, but {self.gradient_accumulation} does not divide "

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from bert_fast.training.options import check_types
 from bert_fast.training.tasks.base import Encoded, Record, Task
 from bert_fast.training.tasks.choice import MultipleChoice
 from bert_fast.training.tasks.classification import Classification
@@ -37,6 +38,7 @@ def task_from(name: str | Task, options: Mapping[str, Any] | None = None) -> Tas
     if unknown:
         allowed = ", ".join(kind.options())
         raise ValueError(f"the task {name!r} has no option {', '.join(map(repr, unknown))}; it has {allowed}")
+    check_types(kind, options)
     return kind(**options)
 
 

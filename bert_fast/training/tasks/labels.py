@@ -48,7 +48,7 @@ def collected(found: Iterable[str], column: str) -> tuple[str, ...]:
         if len(names) > MOST_NAMES:
             raise ValueError(f"column {column!r} holds more than {MOST_NAMES} different values: these are no labels")
     if not names:
-        raise ValueError("there are no rows to train on")
+        raise ValueError(f"no row holds a label in column {column!r}")
     numbers = all(name.lstrip("-").isdecimal() and str(int(name)) == name for name in names)
     return tuple(sorted(names, key=int) if numbers else sorted(names))
 
@@ -60,6 +60,8 @@ def id2label(names: Sequence[str]) -> dict[str, Any]:
 
 def checked_names(names: Sequence[str]) -> tuple[str, ...]:
     """Label names that a user gives: strings, each once. Raises ValueError otherwise."""
+    if not isinstance(names, str):  # numbers in a file are names, too
+        names = [str(name) if isinstance(name, int) and not isinstance(name, bool) else name for name in names]
     if isinstance(names, str) or not all(isinstance(name, str) and name for name in names):
         raise ValueError(f"labels must be a list of names, not {names!r}")
     if len(set(names)) != len(names):

@@ -108,7 +108,7 @@ def test_what_cannot_be_labels():
     task = task_from("classification")
     with pytest.raises(ValueError, match="more than 10000 different values"):
         task.learned(task.record({"text": "", "label": n}) for n in range(10_001))
-    with pytest.raises(ValueError, match="no rows to train on"):
+    with pytest.raises(ValueError, match="no row holds a label in column"):
         task.learned([])
 
 
