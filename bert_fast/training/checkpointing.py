@@ -67,9 +67,7 @@ class Checkpoints:
                 shutil.rmtree(doomed)
 
 
-def save(
-    folder: Path, accelerator: Accelerator, model: nn.Module, optimizer: Optimizer, rest: dict[str, Any]
-) -> None:
+def save(folder: Path, accelerator: Accelerator, model: nn.Module, optimizer: Optimizer, rest: dict[str, Any]) -> None:
     """Write a checkpoint; every process calls it, the first one writes.
 
     Args:
@@ -126,15 +124,18 @@ def load(
 
     Without an optimizer only the model is loaded. With other processes than saved it, every one gets the first one's
     ``rest``, and those that have no generators of their own get new ones.
+
+    Raises:
+        ValueError: it is of another model or optimizer.
     """
     apart = (folder / _WEIGHTS).is_file()
     if apart:
-        state.load_model(model, load_file(folder / _WEIGHTS))
+        _load_model(folder, model, _readable(folder, lambda: load_file(folder / _WEIGHTS)))
         if optimizer is None:
             return {}
-    held = torch.load(folder / _REST, map_location="cpu", weights_only=True)
+    held = _readable(folder, lambda: torch.load(folder / _REST, map_location="cpu", weights_only=True))
     if not apart:
-        state.load_model(model, held["model"])
+        _load_model(folder, model, held["model"])
     if optimizer is None:
         return {}
     state.load_optimizer(model, optimizer, held["optimizer"])
@@ -147,3 +148,20 @@ def load(
     set_generators(processes[0]["generators"], accelerator.device)
     seed_all(int(torch.randint(2**62, ()).item()) + rank)
     return processes[0]["rest"]
+
+
+def _readable(folder: Path, read: Callable[[], Any]) -> Any:
+    try:
+        return read()
+    except Exception as error:  # safetensors, pickle and PyTorch have errors of their own for a damaged file
+        said = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"the checkpoint {folder} cannot be read: {said}. Without it, the run goes on from the one before"
+        ) from error
+
+
+def _load_model(folder: Path, model: nn.Module, weights: dict[str, torch.Tensor]) -> None:
+    try:
+        state.load_model(model, weights)
+    except RuntimeError as error:
+        raise ValueError(f"{folder} is of another model: {' '.join(str(error).split())[:300]}") from error

@@ -142,7 +142,8 @@ def fit(
             if run.done():
                 break
         if run.progress.step == before:
-            raise ValueError("the loader gave no batch")
+            again = f" in epoch {run.progress.epoch + 1}: it must be iterable anew in every epoch" if before else ""
+            raise ValueError(f"the loader gave no batch{again}")
     progress = run.finish()
     stopped_early = run.evaluations.exhausted(progress)
     return FitResult(run.model, progress.step, progress.epoch, progress.best, progress.best_step, stopped_early)

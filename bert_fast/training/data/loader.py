@@ -112,7 +112,8 @@ class PackedLoader:
             raise ValueError(f"no {' and '.join(sorted(missing))} in the loader's state {state}")
         if state["of"] != self._identity:
             raise ValueError(
-                "the loader's state is of another plan or other examples: where it stands means nothing here"
+                "the loader's state is of another plan or other examples, and where it stands means nothing here: "
+                "have the rows or the batches changed since it was saved?"
             )
         self._epoch, self._part, self._step = (int(state[name]) for name in ("epoch", "part", "step"))
 

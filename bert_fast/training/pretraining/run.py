@@ -26,9 +26,12 @@ from bert_fast.training.optimizers import AdamW, Lamb
 from bert_fast.training.pretraining.phases import PhasedLoader
 from bert_fast.training.pretraining.settings import SIZES, PretrainSettings
 from bert_fast.training.randomness import seed_all
+from bert_fast.training.run_directory import RUNNING, RunDirectory
 from bert_fast.training.schedules import polynomial_schedule
 
 _NO_LENGTHS = np.empty(0, dtype=np.int64)  # a loader of data in parts gives a plan each part's
+_MAY_CHANGE = {"output", "cache", "evaluate_every", *RUNNING}
+_FILES = {"documents", "eval_documents", "tokenizer", "model", "checkpoint"}
 _EVAL_BATCH = 32  # sequences: their logits of the whole vocabulary exist at once
 
 
@@ -38,6 +41,9 @@ def pretrain(settings: PretrainSettings, callbacks: Sequence[Callable[[Mapping[s
     Returns:
         what :func:`bert_fast.training.fit` does; the model and tokenizer are in ``settings.output/model``.
     """
+    config, directory = asdict(settings), RunDirectory(settings.output)
+    directory.check()
+    directory.check_same(config, free=_MAY_CHANGE, files=_FILES)
     accelerator = make_accelerator(settings.mixed_precision)
     tokenizer = Tokenizer.from_pretrained(settings.tokenizer)
     seed_all(settings.seed)
@@ -70,7 +76,7 @@ def pretrain(settings: PretrainSettings, callbacks: Sequence[Callable[[Mapping[s
         keep=settings.keep,
         log_every=settings.log_every,
         seed=settings.seed,
-        config=asdict(settings),
+        config=config,
         callbacks=callbacks,
     )
     if accelerator.is_main_process:
@@ -121,8 +127,12 @@ def _config(settings: PretrainSettings, tokenizer: Tokenizer) -> BertConfig:
     path = Path(settings.model)
     if not path.exists():
         raise ValueError(f"model must be one of {', '.join(SIZES)} or a config.json's path, not {settings.model!r}")
-    text = (path / "config.json" if path.is_dir() else path).read_text(encoding="utf-8")
-    config = BertConfig.from_dict(json.loads(text))
+    file = path / "config.json" if path.is_dir() else path
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"model: {file} is not JSON: {error}") from error
+    config = BertConfig.from_dict(values)
     config.vocab_size, config.pad_token_id = len(tokenizer), tokenizer.pad_token_id
     return config
 
