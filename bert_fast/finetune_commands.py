@@ -142,6 +142,9 @@ def _finetune(arguments: argparse.Namespace) -> int:
         from bert_fast.training.config_file import read_config_file
 
         options = {} if arguments.config is None else read_config_file(arguments.config)
+        for name in ("resume", "callbacks"):
+            if name in options:
+                raise ValueError(f"{arguments.config}: there is no option {name!r}")
         options |= _given(arguments)
         for name in ("task", "model", "train", "eval", "output"):
             if getattr(arguments, name) is not None:
@@ -149,6 +152,8 @@ def _finetune(arguments: argparse.Namespace) -> int:
         missing = [name for name in ("task", "model", "train", "output") if name not in options]
         if missing:
             raise ValueError(f"--{missing[0]} is needed, as a flag or in --config")
+        if not isinstance(options["output"], str):
+            raise ValueError(f"output must be a folder's name, not {options['output']!r}")
         callbacks = [] if arguments.quiet else [_show]
         tuned = finetune(**options, resume=not arguments.no_resume, callbacks=callbacks)
         return options["output"], tuned.metrics
@@ -164,6 +169,9 @@ def _finetune(arguments: argparse.Namespace) -> int:
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
+    if arguments.output is not None and not os.path.isdir(os.path.dirname(arguments.output) or "."):
+        raise ValueError(f"--output {arguments.output}: there is no such folder to write in")
+
     def run() -> dict[str, float]:
         from bert_fast.training.finetuning.ranks import started_ranks
 
@@ -210,6 +218,8 @@ def _loaded(arguments: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
     options = _given(arguments)
     reading = {name: options.pop(name) for name in READING if name in options}
     device = arguments.device or (f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu")
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"--device {device}: PyTorch finds no CUDA GPU here; bert-fast doctor says why")
     dtype = None if arguments.dtype is None else getattr(torch, arguments.dtype)
     return FineTuned.load(arguments.model, device=device, dtype=dtype, **options), reading
 

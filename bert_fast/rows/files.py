@@ -40,6 +40,8 @@ class File:
         self.is_stdin = str(path) == "-"
         self.path = Path(path)
         self.name = "standard input" if self.is_stdin else str(path)
+        if not self.is_stdin and self.path.is_dir():
+            raise InputError(f"{self.name} is a folder: give the files in it")
         if not self.is_stdin and not self.path.is_file():
             raise InputError(f"no such file: {self.name}")
         self.size = None if self.is_stdin else self.path.stat().st_size

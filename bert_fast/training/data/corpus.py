@@ -78,7 +78,8 @@ class Corpus:
             _remove_abandoned(self.path)
             try:
                 with atomic_directory(self.path) as folder:
-                    _tokenize(sentences_of(documents, text_field, on_bad_row), tokenizer, folder)
+                    if not _tokenize(sentences_of(documents, text_field, on_bad_row), tokenizer, folder):
+                        raise InputError(f"{_named(documents)}: there are no tokens in it")
                     if self.path.is_dir():
                         raise _MadeByAnother
             except _MadeByAnother:
@@ -161,7 +162,7 @@ def _key(documents: Any, tokenizer: str, text_field: str, on_bad_row: str) -> st
 # ---------------------------------------------------------------- sentences to files
 
 
-def _tokenize(sentences: Iterator[str | None], tokenizer: Tokenizer, folder: Path) -> None:
+def _tokenize(sentences: Iterator[str | None], tokenizer: Tokenizer, folder: Path) -> int:
     files = {name: open(folder / f"{name}.bin", "wb") for name in _ARRAYS}  # noqa: SIM115 - closed below
     try:
         tokens = 0
@@ -187,13 +188,17 @@ def _tokenize(sentences: Iterator[str | None], tokenizer: Tokenizer, folder: Pat
             tokens += len(flat)
             for name, values in zip(_ARRAYS, (flat, sentence_ends, document_ends), strict=True):
                 _write(files[name], values, _ARRAYS[name])
-        if not tokens:
-            raise InputError("the documents hold no tokens")
         if sentence_count > document_end:
             _write(files["document_offsets"], [sentence_count], np.int64)
     finally:
         for file in files.values():
             file.close()
+    return tokens
+
+
+def _named(documents: Any) -> str:
+    paths = documents if isinstance(documents, (list, tuple)) else [documents]
+    return ", ".join(str(path) if isinstance(path, (str, Path)) else type(path).__name__ for path in paths)
 
 
 def _write(file: BinaryIO, values: Sequence[int], kind: type) -> None:

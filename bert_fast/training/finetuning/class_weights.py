@@ -72,9 +72,9 @@ def weights_of(
         unknown = [name for name in wanted if name not in names]
         if unknown:
             raise ValueError(f"class_weights names {unknown[0]!r}, which is none of {', '.join(map(repr, names))}")
-        weights = [float(wanted.get(name, 1.0)) for name in names]
+        weights = [wanted.get(name, 1.0) for name in names]
     else:
-        weights = [float(weight) for weight in wanted]
+        weights = list(wanted)
     if len(weights) != len(names) or not all(0 < weight < float("inf") for weight in weights):
         raise ValueError(f"class_weights must be {len(names)} numbers above 0, one for each label, not {wanted!r}")
     return weights

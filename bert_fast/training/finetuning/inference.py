@@ -51,6 +51,8 @@ class Predictor:
     ) -> None:
         self.model, self.task, self.tokenizer, self.max_length = model, task, tokenizer, max_length
         self.device = next(model.parameters()).device
+        if max_tokens is not None and max_tokens < 1:
+            raise ValueError(f"max_tokens must be at least 1, not {max_tokens}")
         self.max_tokens = max_tokens or (4096 if self.device.type == "cpu" else 65536)
         self.ranks = ranks or Ranks()
         self.cut = 0

@@ -64,8 +64,12 @@ def predict_file(
     with _opened(output) if ranks.first else nullcontext() as file:
         for _, prediction in tuned.predictor(max_tokens, ranks)(records()):
             count += 1
+            values = kept.popleft()
+            both = [name for name in values if name in prediction]
+            if both:
+                raise ValueError(f"the column {both[0]!r} cannot be kept: predictions have a field of this name")
             try:
-                line = json.dumps({**kept.popleft(), **prediction}, ensure_ascii=False, allow_nan=False, default=str)
+                line = json.dumps({**values, **prediction}, ensure_ascii=False, allow_nan=False, default=str)
             except ValueError:
                 raise ValueError(f"row {count}: a number of the model's, or one to keep, is not finite") from None
             if file is not None:

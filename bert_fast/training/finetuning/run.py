@@ -15,24 +15,27 @@ import numpy as np
 import torch
 
 import bert_fast.models as models
-from bert_fast.checkpoints.resolve import resolve
 from bert_fast.config import BertConfig
 from bert_fast.tokenizer import Tokenizer
-from bert_fast.training.data import BatchPlan, Example, PackedCollator, PackedLoader, Rows, read_rows
+from bert_fast.training.data import BatchPlan, Example, PackedCollator, PackedLoader
 from bert_fast.training.devices import make_accelerator
 from bert_fast.training.finetuning.class_weights import WeightedLoss, weights_of
+from bert_fast.training.finetuning.given import check_evaluation, check_rows, described, rows_of
 from bert_fast.training.finetuning.inference import Predictor
 from bert_fast.training.finetuning.ranks import Ranks
-from bert_fast.training.finetuning.saved import FineTuned, length_for, records_of
+from bert_fast.training.finetuning.saved import FineTuned, folder_of, length_for, records_of
 from bert_fast.training.finetuning.settings import FinetuneSettings, sorted_out
 from bert_fast.training.groups import parameter_groups
 from bert_fast.training.loop import fit
 from bert_fast.training.optimizers import AdamW
 from bert_fast.training.randomness import seed_all
+from bert_fast.training.run_directory import RUNNING, RunDirectory
 from bert_fast.training.schedules import linear_schedule
-from bert_fast.training.tasks import Record, Task
+from bert_fast.training.tasks import Classification, Record, Task
 
 _WINDOW = 1024
+_MAY_CHANGE = {"evaluate_every", "early_stopping", "eval_max_tokens", *RUNNING}
+_FILES = {"model", "train", "eval"}
 
 
 def finetune(
@@ -58,11 +61,12 @@ def finetune(
         task: one of ``bert_fast.training.tasks.TASKS`` by name: "classification" (of a text or a pair), "regression",
             "multilabel", "tokens", "qa", "choice"; or a task.
         model: the checkpoint's folder, or its name on the hub.
-        train: the rows to train on: a file or whatever ``read_rows`` takes; read twice where label names are to be
-            found, and held in memory as tokens.
-        eval: the rows to evaluate on; the best of the checkpoints is then kept.
+        train: the rows to train on: a file or whatever ``read_rows`` takes; read more than once (an iterator is held
+            in memory for it), and held in memory as tokens.
+        eval: the rows to evaluate on, read anew each time; the best of the checkpoints is then kept.
         output: the run's folder: checkpoints, metrics, and in ``model`` the result. Called again with the same
-            arguments, a run that was stopped goes on. None: nothing is written.
+            arguments, a run that was stopped goes on; with others that would train another model, that is an error.
+            None: nothing is written.
         callbacks: called with every line of metrics.
         resume: False is an error where ``output`` holds a run.
         options: of the task (its columns and labels), of training (:class:`FinetuneSettings`) and of ``read_rows``, all
@@ -74,27 +78,38 @@ def finetune(
     Raises:
         ValueError: an option that is unknown or not allowed; InputError: a bad row, with file and line.
     """
-    described = _described(task, model, train, eval, options)
     task, settings, reading = sorted_out(task, options)
-    path = resolve(model)
+    check_evaluation(settings, eval)
+    directory = None if output is None else RunDirectory(output)
+    if directory is not None:
+        directory.check()
+    path = folder_of(model)
     tokenizer = Tokenizer.from_pretrained(path)
     max_length = length_for(task, tokenizer, settings.max_length)
-    rows = _rows(train, reading)
+    rows = rows_of("train", train, reading)
     task = _with_names(task, train)
     given = getattr(task, "labels", ())
+    if next(iter(rows), None) is None:
+        raise ValueError(f"{rows.name}: there are no rows to train on")
     task = task.learned(iter(records_of(task, rows, True, {})))
+    if isinstance(task, Classification) and not given and len(task.labels) == 1:
+        warnings.warn(f"{rows.name}: every row is labelled {task.labels[0]!r}: there is nothing to learn", stacklevel=2)
     before = _names(BertConfig.from_pretrained(path).id2label)
     if not given and set(getattr(task, "labels", ())) == set(before):
         task = replace(task, labels=tuple(before))  # type: ignore[call-arg]
+    config = described(task, settings, reading, model, train, eval)
+    if directory is not None and resume:
+        directory.check_same(config, free=_MAY_CHANGE, files=_FILES)
     examples = list(_examples(records_of(task, rows, True, {}), task, tokenizer, max_length))
-    if not examples:
-        raise ValueError(f"{rows.name or 'train'} holds no rows to train on")
-    held_out = None if eval is None else _rows(eval, reading)
+    held_out = None if eval is None else rows_of("eval", eval, reading)
 
     accelerator = make_accelerator(settings.mixed_precision, unused_parameters=False)
     seed_all(settings.seed)
     network = _model(task, path, before, settings)
     tuned = FineTuned(network, tokenizer, task, max_length)
+    best_metric = settings.best_metric or task.metric
+    if held_out is not None:
+        check_rows(tuned, held_out, best_metric)
     loader = _loader(examples, task, settings, accelerator.process_index, accelerator.num_processes)
     optimizer = AdamW(parameter_groups(network, settings.weight_decay), lr=settings.learning_rate)
     total = _steps(loader, settings)
@@ -123,13 +138,13 @@ def finetune(
         gradient_checkpointing=settings.gradient_checkpointing,
         evaluate=None if held_out is None else evaluated,
         evaluate_every=settings.evaluate_every,
-        best_metric=None if held_out is None else settings.best_metric or task.metric,
+        best_metric=None if held_out is None else best_metric,
         early_stopping=settings.early_stopping,
         save_every=settings.save_every,
         keep=settings.keep,
         log_every=settings.log_every,
         seed=settings.seed,
-        config=described,
+        config=config,
         callbacks=[*callbacks, history.append],
     )
     tuned.model = result.model.eval()
@@ -141,18 +156,6 @@ def finetune(
     return tuned
 
 
-def _described(task: str | Task, model: Any, train: Any, eval: Any, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments, as the run's ``config.json`` keeps them."""
-
-    def named(rows: Any) -> Any:
-        paths = rows if isinstance(rows, (list, tuple)) else [rows]
-        files = all(isinstance(path, (str, os.PathLike)) for path in paths)
-        return [str(path) for path in paths] if files else None if rows is None else type(rows).__name__
-
-    own = task.to_dict() if isinstance(task, Task) else {"task": task}
-    return {**own, "model": str(model), "train": named(train), "eval": named(eval), **options}
-
-
 def _with_names(task: Task, train: Any) -> Task:
     """The task with the label names that a `datasets.Dataset` has for its numbers, unless names were given."""
     features = getattr(train, "features", None)
@@ -161,10 +164,6 @@ def _with_names(task: Task, train: Any) -> Task:
     feature = features.get(task.label)  # type: ignore[attr-defined]
     names = getattr(getattr(feature, "feature", feature), "names", None)
     return task if names is None else replace(task, labels=tuple(names))  # type: ignore[call-arg]
-
-
-def _rows(source: Any, reading: Mapping[str, Any]) -> Rows:
-    return source if isinstance(source, Rows) else read_rows(source, **reading)
 
 
 def _examples(records: Iterable[Record], task: Task, tokenizer: Tokenizer, max_length: int) -> Iterator[Example]:
@@ -239,8 +238,6 @@ def _best_metrics(history: list[Mapping[str, Any]], step: int | None, output: An
     if step is None:
         return {}
     if output is not None:
-        from bert_fast.training.run_directory import RunDirectory
-
         history = list(RunDirectory(output).metrics())
     found = [line for line in history if line["step"] == step and "rows" in line]
     return {name: value for name, value in found[-1].items() if name not in ("step", "epoch")} if found else {}

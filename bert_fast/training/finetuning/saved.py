@@ -62,13 +62,15 @@ class FineTuned:
         Raises:
             ValueError: the folder holds no model of a task.
         """
-        inside = Path(folder) / "model"
-        path = resolve(inside if (inside / "config.json").is_file() else folder)
+        path = folder_of(folder)
         saved = _saved_task(path)
         max_length = saved.pop("max_length", None)
         task = task_from(saved.pop("task"), {**saved, **options})
         tokenizer = Tokenizer.from_pretrained(path)
         model = getattr(models, task.model_class).from_pretrained(path, device=device, dtype=dtype)
+        labels = getattr(task, "labels", None)
+        if labels is not None and len(labels) != model.config.num_labels:
+            raise ValueError(f"{path} has {model.config.num_labels} labels, not {len(labels)}: {list(labels)!r:.200}")
         return cls(model, tokenizer, task, max_length or length_for(task, tokenizer, None))
 
     def save(self, folder: str | os.PathLike[str]) -> None:
@@ -111,6 +113,12 @@ class FineTuned:
 
     def _records(self, rows: Any, labelled: bool, reading: Mapping[str, Any]) -> Iterator[Record]:
         return iter(records_of(self.task, rows, labelled, reading))
+
+
+def folder_of(run_or_model: str | os.PathLike[str]) -> Path:
+    """The folder of a model: that in a run, or one given by its path or its name on the hub."""
+    inside = Path(run_or_model) / "model"
+    return resolve(inside if (inside / "config.json").is_file() else run_or_model)
 
 
 def records_of(task: Task, rows: Any, labelled: bool, reading: Mapping[str, Any]) -> Rows:

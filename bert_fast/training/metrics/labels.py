@@ -44,7 +44,8 @@ class LabelScores(_Pairs):
         return {
             "accuracy": float((predicted == actual).mean()),
             "f1_macro": float(each.mean()),
-            "matthews_correlation": float(metrics.matthews_corrcoef(actual, predicted)),
+            # of a single label there is none, for scikit-learn with a warning
+            "matthews_correlation": float(metrics.matthews_corrcoef(actual, predicted)) if len(present) > 1 else 0.0,
             **{f"f1/{self._names[label]}": float(score) for label, score in zip(present, each, strict=True)},
         }
 

@@ -98,12 +98,13 @@ class MultipleChoice(Task):
         seconds = [choice for record in records for choice in record.inputs[1]]
         ids, types, cut = tokenizer.encode_batch(firsts, seconds, max_length)
         assert types is not None
-        examples, start = [], 0
+        examples, start, records_cut = [], 0, 0
         for record in records:
             here = slice(start, start + len(record.inputs[1]))
             examples.append([Example.of_sequences(ids[here], types[here], record.target)])
-            start = here.stop
-        return Encoded(examples, cut)
+            cut_here = cut and tokenizer.encode_batch(firsts[here], seconds[here], max_length).cut
+            start, records_cut = here.stop, records_cut + bool(cut_here)
+        return Encoded(examples, records_cut)
 
     def config(self) -> dict[str, Any]:
         """Nothing: the model gives one number for each choice, however many there are."""
