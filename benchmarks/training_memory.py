@@ -39,13 +39,19 @@ def saved_bytes(model: nn.Module, run: Callable[[], object]) -> int:
 
 
 def per_token_and_layer(
-    library, dropout: float, shown: float = 1.0, checkpointing: bool = False, backend: str = "auto"
+    library,
+    dropout: float,
+    shown: float = 1.0,
+    checkpointing: bool = False,
+    backend: str = "auto",
+    precision: str = "float32",
 ) -> float:
     """Bytes for each token that the mask shows, in units of the hidden size: the difference that a layer makes.
 
     Args:
         library: ``bert_fast`` or ``transformers``.
         shown: the share of tokens that are not padding.
+        precision: "float32", "bfloat16" (weights and all) or "autocast" (float32 weights, bfloat16 where it picks it).
     """
     from bert_fast import use_backend
 
@@ -61,7 +67,9 @@ def per_token_and_layer(
         model = library.BertModel(config).to(device).train()
         if checkpointing:
             model.gradient_checkpointing_enable()
-        with use_backend(backend):
+        if precision == "bfloat16":
+            model = model.to(torch.bfloat16)
+        with use_backend(backend), torch.autocast(device, torch.bfloat16, enabled=precision == "autocast"):
             totals.append(saved_bytes(model, lambda model=model: model(ids, attention_mask=mask)[0]))
     return (totals[1] - totals[0]) / int(mask.sum()) / SIZES["hidden_size"]
 
@@ -77,14 +85,15 @@ def main() -> None:
 
     import bert_fast
 
-    print(f"float32, dropout {dropout}, {LENGTH} tokens; bytes per visible token and layer over the hidden size")
-    for shown in (1.0, 0.5):
-        print(f"  {shown:.0%} of the tokens are no padding")
+    print(f"dropout {dropout}, {LENGTH} tokens; bytes per visible token and layer over the hidden size")
+    for precision, shown in (("float32", 1.0), ("float32", 0.5), ("bfloat16", 1.0), ("autocast", 1.0)):
+        print(f"  {precision}, {shown:.0%} of the tokens are no padding")
+        given = {"dropout": dropout, "shown": shown, "precision": precision}
         rows = {
-            "transformers": per_token_and_layer(transformers, dropout, shown),
-            "bert_fast, PyTorch's ops": per_token_and_layer(bert_fast, dropout, shown, backend="reference"),
-            "bert_fast, kernels": per_token_and_layer(bert_fast, dropout, shown, backend="triton"),
-            "bert_fast, checkpointing": per_token_and_layer(bert_fast, dropout, shown, checkpointing=True),
+            "transformers": per_token_and_layer(transformers, **given),
+            "bert_fast, PyTorch's ops": per_token_and_layer(bert_fast, **given, backend="reference"),
+            "bert_fast, kernels": per_token_and_layer(bert_fast, **given, backend="triton"),
+            "bert_fast, checkpointing": per_token_and_layer(bert_fast, **given, checkpointing=True),
         }
         for name, value in rows.items():
             print(f"    {name:28}{value:8.1f}")

@@ -148,6 +148,8 @@ def update_tensor(rule: AdamRule, t: AdamTensors, factor: Tensor | None = None) 
 def trust_ratio(rule: AdamRule, w: Tensor, update: Tensor) -> Tensor:
     """``||w|| / ||update||`` within the rule's bounds; 1 where one of the norms is 0 or not a number."""
     weight_norm, update_norm = (torch.linalg.vector_norm(x) for x in (w, update))
+    if hasattr(weight_norm, "full_tensor"):  # of a DTensor: one exchange for both, or each use below makes its own
+        weight_norm, update_norm = torch.stack((weight_norm, update_norm)).full_tensor()
     ratio = (weight_norm / update_norm).clamp(*rule.trust_bounds)
     return torch.where((weight_norm > 0) & (update_norm > 0), ratio, torch.ones_like(ratio))
 

@@ -9,9 +9,10 @@ import rows_of_two
 import torch
 from tiny_training import NO_DROPOUT, SIZES, collected, joined, pretraining_batch, pretraining_model, texts
 from torch import nn
+from torch.distributed.tensor.debug import CommDebugMode
 
 from bert_fast import BertConfig, BertModel
-from bert_fast.training import AdamW, Lamb, PretrainSettings, parameter_groups, pretrain, record
+from bert_fast.training import AdamW, Lamb, PretrainSettings, devices, parameter_groups, pretrain, record
 from bert_fast.training.data import Batch
 from bert_fast.training.devices import make_accelerator
 from bert_fast.training.pretraining import run
@@ -97,6 +98,7 @@ def scenarios(rank, world, folder):
         yield "accumulated, sharded", run(gradient_accumulation=2, shard=True)
         for kind in ("Lamb", "AdamW"):
             yield f"{kind}, fp16, sharded", in_fp16(rank, lambda k=kind, **options: run(k, **options))
+        yield "exchanges", exchanges()
         yield "recomputed, sharded", run(gradient_checkpointing=True, shard=True)
         yield "sharded, to be gone on with", run(steps=3, shard=True, run_dir=folder / "from sharded")
         yield "gone on with, from 1", run(run_dir=folder / "from 1")
@@ -106,6 +108,21 @@ def scenarios(rank, world, folder):
             yield f"{kind}, without two batches", run(kind, taken=2)
         yield "gone on with, from 2", run(run_dir=folder / "from 2")
         yield "gone on with, from sharded", run(run_dir=folder / "from sharded")
+
+
+def exchanges():
+    """How often the processes meet in a step of each optimizer over sharded parameters, and how many of these decay."""
+    found = []
+    for kind in ("Lamb", "AdamW"):
+        model = pretraining_model()
+        moving = optimizer(kind, model)
+        devices.prepare(devices.make_accelerator(), model, moving, shard=True)
+        for p in model.parameters():
+            p.grad = torch.ones_like(p)
+        with CommDebugMode() as counted:
+            moving.step()
+        found.append(counted.get_total_counts())
+    return [*found, sum(p.ndim > 1 for p in model.parameters())]
 
 
 def in_fp16(rank, run):

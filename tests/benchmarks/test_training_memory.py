@@ -21,6 +21,13 @@ def test_a_layer_on_the_kernels_keeps_sixteen_rows_whatever_dropout_and_padding(
     assert per_token_and_layer(transformers, 0.1, 0.5) > 3 * half_padding
 
 
+def test_in_bfloat16_a_row_has_two_bytes():
+    """Under autocast LayerNorm gives float32, as PyTorch's does."""
+    assert per_token_and_layer(bert_fast, 0.1, 0.5, backend="triton", precision="bfloat16") <= KERNELS / 2
+    autocast = per_token_and_layer(bert_fast, 0.1, backend="triton", precision="autocast")
+    assert autocast <= 61 < per_token_and_layer(transformers, 0.1, precision="autocast") / 1.9
+
+
 def test_a_layer_in_pytorchs_ops_keeps_what_transformers_does_but_for_padding():
     """In the CPU's training."""
     ours, theirs = (per_token_and_layer(library, 0.1) for library in (bert_fast, transformers))

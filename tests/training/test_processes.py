@@ -73,6 +73,13 @@ def test_sharded_processes_skip_a_step_in_fp16_together(losses, name):
     assert found[2:] == pytest.approx(alone[f"{name}, without two batches"], rel=2e-3)
 
 
+def test_norms_of_sharded_tensors_are_exchanged_once(losses):
+    """LAMB's two norms of a tensor together; AdamW has none."""
+    _, together = losses
+    lamb, adamw, decaying = together["exchanges"]
+    assert lamb == decaying > 10 and adamw == 0
+
+
 def test_sharded_layers_are_computed_again_in_the_backward_pass(losses):
     alone, together = losses
     assert together["recomputed, sharded"] == pytest.approx(alone["Lamb"], rel=2e-5)
