@@ -30,7 +30,7 @@ import transformers
 import bert_fast.models as models
 from benchmarks.environment import environment
 from bert_fast.demo.run import model_folder
-from bert_fast.ops.quantized import int8_reasons
+from bert_fast.layers.quantized import quantization_reasons
 from bert_fast.tokenizer import Tokenizer
 from bert_fast.training import FineTuned, finetune
 from bert_fast.training.data import Example, PackedCollator, read_rows
@@ -126,7 +126,9 @@ def _run(subject: Subject, contender: str, seed: int, options: argparse.Namespac
     scores = tuned.evaluate(test)
     took = time.perf_counter() - began
     tuned.model.config.quantization = "int8"
-    in_int8 = None if int8_reasons() else tuned.evaluate(test)[subject.score]
+    with torch.no_grad():
+        runs = not quantization_reasons(tuned.model.device)
+    in_int8 = tuned.evaluate(test)[subject.score] if runs else None
     return {
         "scores": scores,
         "score": scores[subject.score],
@@ -240,7 +242,7 @@ def table(results: Iterable[dict[str, Any]], steps: int | None = None) -> str:
         ratio = f"{theirs / ours:.2f}" if ours and theirs else ""
         times = ["" if seconds[c] is None else f"{seconds[c]:.1f}" for c in reversed(CONTENDERS)]
         counts = "/".join(str(len(own[c])) for c in reversed(CONTENDERS))
-        costs = [r["score_int8"] - r["score"] for runs in own.values() for r in runs if r["score_int8"] is not None]
+        costs = [r["score_int8"] - r["score"] for runs in own.values() for r in runs if r.get("score_int8") is not None]
         cells = [name, subject.score, *(scores[c] for c in reversed(CONTENDERS)), _spread(costs), *times, ratio, counts]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 
 from bert_fast import finetune_commands, pretrain_command
 from bert_fast.command_options import add_threads, set_threads
+from bert_fast.config import QUANTIZATIONS
 
 _DTYPES = ("float32", "bfloat16", "float16")
 _SUFFIX_HELP = "text (one per line; - is standard input), .jsonl, .csv, .tsv or .parquet; .gz is decompressed"
@@ -122,7 +123,7 @@ def _add_encode(commands: argparse._SubParsersAction, common: argparse.ArgumentP
     encode.add_argument("--max-length", type=int, metavar="N", help="tokens per text (default: what the folder says)")
     encode.add_argument("--max-tokens", type=int, metavar="N", help="tokens per batch (default: 4096; 65536 on a GPU)")
     encode.add_argument("--dtype", choices=_DTYPES, help="default: float32")
-    encode.add_argument("--quantization", choices=("int8",), help="of the products, on a CPU with AVX-512 VNNI")
+    encode.add_argument("--quantization", choices=QUANTIZATIONS, help="of the products, on a CPU with AVX-512 VNNI")
     encode.add_argument("--device", help="cpu or cuda (default: cuda if there is one)")
     add_threads(encode)
     encode.add_argument("--restart", action="store_true", help="throw away what a stopped run has done")

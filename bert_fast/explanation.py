@@ -125,7 +125,8 @@ def products_of(
         parameter: like those of the model.
         quantized, not_quantized: what ``in_int8`` says.
     """
-    x = parameter.new_empty(0, dtype=compute_dtype(parameter.dtype, parameter.device))
+    quantization = "int8" if quantized else None
+    x = parameter.new_empty(0, dtype=compute_dtype(parameter.dtype, parameter.device, quantization))
     for path, name, module in modules:
         kind = _KINDS.get(name.rpartition(".")[2])
         if kind is None:

@@ -80,8 +80,8 @@ def only_on(setup: Setup, device: str, *dtypes: torch.dtype) -> str | None:
 
 
 def no_int8(setup: Setup) -> str | None:
-    """Why a peer that has no int8 of its own cannot serve the setup."""
-    return "has no int8 of its own" if setup.dtype == torch.int8 else None
+    """Why a peer cannot serve the setup: its int8 is that of another peer (ONNX Runtime, OpenVINO), or not measured."""
+    return "not measured in int8" if setup.dtype == torch.int8 else None
 
 
 def version_of(package: str) -> str:

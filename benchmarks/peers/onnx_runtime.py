@@ -62,7 +62,11 @@ def _in_int8(source: Path) -> Path:
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     target = source.with_name("model.int8.onnx")
-    logging.getLogger().setLevel(logging.ERROR)  # it warns of a step that the optimizer has done already
     plain = {"DefaultTensorType": onnx.TensorProto.FLOAT}  # of what fused operators return
-    quantize_dynamic(source, target, per_channel=True, weight_type=QuantType.QInt8, extra_options=plain)
+    everybody, before = logging.getLogger(), logging.getLogger().level
+    everybody.setLevel(logging.ERROR)  # it warns of a step that the optimizer has done already
+    try:
+        quantize_dynamic(source, target, per_channel=True, weight_type=QuantType.QInt8, extra_options=plain)
+    finally:
+        everybody.setLevel(before)
     return target

@@ -38,10 +38,13 @@ def prepare(model: torch.nn.Module, setup: Setup) -> Encode:
     import openvino
 
     core = openvino.Core()
+    precision = _PRECISION[setup.dtype]
+    if setup.dtype == torch.int8 and "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        precision = "bf16"  # of what is not in int8: its own choice here, and no less right
     options = {
         "INFERENCE_NUM_THREADS": setup.threads,
         "NUM_STREAMS": 1,
-        "INFERENCE_PRECISION_HINT": _PRECISION[setup.dtype],
+        "INFERENCE_PRECISION_HINT": precision,
     }
     graph = core.read_model(str(exported(model, setup.scratch)))
     if setup.dtype == torch.int8:

@@ -33,8 +33,9 @@ def base_model(settings: Settings, **changes: Any) -> torch.nn.Module:
     return model.to(settings.torch_dtype).eval()
 
 
-# What int8 may be off: a library that rounds at one place too many, or by one scale for all tokens, keeps within it.
-INT8_ALLOWED = 0.2
+# What int8 may be off. Over the random weights of "minilm" bert_fast is off by 0.007, OpenVINO by 0.017; weights of 5
+# bits are past it.
+INT8_ALLOWED = 0.03
 
 
 @dataclass(frozen=True)

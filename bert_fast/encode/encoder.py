@@ -69,7 +69,7 @@ class Encoder:
         dtype: "float32" (default), "bfloat16" or "float16" or the torch dtype, of weights and computation.
         device: None means the first CUDA device if there is one, else the CPU.
         quantization: "int8" for the encoder's products, on a CPU with AVX-512 VNNI: see :class:`bert_fast.BertModel`.
-            A BertModel given as ``model`` has its own.
+            None takes what the folder's config says; a BertModel given as ``model`` has its own.
 
     Raises ValueError (RecipeError, TokenizerError and others) naming the file or the argument.
     """
@@ -183,7 +183,8 @@ class Encoder:
 
     def _in_int8(self) -> bool:
         with torch.no_grad():
-            return self.model.config.quantization is not None and not quantization_reasons(self.device)
+            asked = self.model.config.quantization is not None and not quantization_reasons(self.device)
+            return asked and any(layer is not None for layer in self.model.encoder.int8_layers())
 
     def describe(self) -> dict[str, Any]:
         """What decides the numbers that come out, for a record."""
@@ -243,7 +244,7 @@ def _load(folder: Path, dtype: torch.dtype, device: torch.device, quantization: 
             device=device,
             add_pooling_layer=False,
             output_loading_info=True,
-            quantization=quantization,
+            **({} if quantization is None else {"quantization": quantization}),
         )
     if report["missing_keys"]:
         names = sorted(report["missing_keys"])

@@ -169,7 +169,7 @@ class Live(InPlaceOfForward):
             self._check_places(given)
             layout = invariant(layout)
         if self.quantization is not None:
-            layout = quantized(layout, x.device, module.training)
+            layout = quantized(layout, self.quantization, x.device, module.training)
         call.layout = layout
         x = adapter.embed(parts, call, layout.seed)
         dtype = x.dtype

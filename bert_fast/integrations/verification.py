@@ -95,6 +95,8 @@ class Verification:
 def verify(module: nn.Module, texts_or_batch: Any, *, tokenizer: Any = None) -> list[Verification]:
     """Compare every accelerated encoder in ``module``, and the untouched one in the same dtype, with float64.
 
+    Without its quantization, if it has one: of int8 the contract says nothing.
+
     Args:
         module: what :func:`bert_fast.accelerate` was given; it is left as it is, in its mode.
         texts_or_batch: texts, or the keyword arguments of an encoder's forward (others are left out).
@@ -137,7 +139,7 @@ def _verify(live: Live, batch: Mapping[str, Any]) -> Verification:
     arguments = {k: v.to(weight.device) for k, v in batch.items() if k in known and isinstance(v, Tensor)}
     mask = arguments.get("attention_mask")
     theirs = restore(copy.deepcopy(encoder))
-    with asking() as outcomes:
+    with asking() as outcomes, _without_quantization(live):
         ours_states = _states(encoder, arguments)
         if live.positions.hidden_positions == "zero":  # what is asked for hidden states computes every place
             with as_owner():
@@ -171,6 +173,15 @@ def _outputs(encoder: Any, arguments: dict[str, Tensor], **options: bool) -> Any
     arguments = {k: v.to(dtype) if v.is_floating_point() else v for k, v in arguments.items()}
     with torch.no_grad(), _evaluating(encoder):
         return encoder(**arguments, **options, return_dict=True)
+
+
+@contextmanager
+def _without_quantization(live: Live) -> Iterator[None]:
+    held, live.quantization = live.quantization, None
+    try:
+        yield
+    finally:
+        live.quantization = held
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """The encoder: BERT's layers, one after another, over packed rows."""
 
 import functools
+import itertools
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -16,11 +17,13 @@ from bert_fast.layers.activations import GELU, activation_function
 from bert_fast.layers.attention import BertAttention, BertSelfAttention, BertSelfOutput
 from bert_fast.layers.invariance import check_invariance, rows_in_blocks
 from bert_fast.layers.prepared import PreparedLayer
-from bert_fast.layers.projection import byte_products, packed, packs, project
-from bert_fast.layers.quantized import QuantizedLayer
+from bert_fast.layers.projection import byte_products, compute_dtype, packed, packs, project
+from bert_fast.layers.quantized import QuantizedLayer, tell
 from bert_fast.layers.residual import ResidualOutput
 from bert_fast.ops.linear import PART_ROWS, rows_to_pack
 from bert_fast.packing import Layout
+
+_NOT_INT8 = "it is for plain post-norm layers with GELU, without hooks, adapters that are not merged or other modules"
 
 
 class BertIntermediate(nn.Module):
@@ -89,8 +92,10 @@ class BertLayer(nn.Module):
             if half.dropout.training and half.dropout.p:
                 return None
         linear = ((core.query, core.key, core.value), (attended.dense,), (up.dense,), (output.dense,))
+        if not all(map(derived.plain_linear, itertools.chain(*linear))) or (core.training and core.dropout.p):
+            return None  # before the first of the products is made
         products = [made for layers in linear if (made := product(layers)) is not None]
-        if len(products) < len(linear) or (core.training and core.dropout.p):
+        if len(products) < len(linear):
             return None
         norms = (attended.LayerNorm, output.LayerNorm)
         return kind(tuple(products), norms, core.num_attention_heads, GELU[up.hidden_act])
@@ -132,6 +137,12 @@ class BertEncoder(nn.Module):
         """``[T, H]`` -> ``[T, H]``; each layer's input and the result are appended to ``hidden_states`` if given."""
         if layout.batch_invariant:
             return self._invariant(x, layout, hidden_states, probabilities is not None)
+        if layout.quantization is not None:
+            in_int8 = self._in_int8(x, layout, probabilities is not None)
+            if in_int8 is not None:
+                return _in_parts(in_int8, x, layout, hidden_states)
+            # As without: in the dtype that suits these weights.
+            x = x.to(compute_dtype(next(self.parameters()).dtype, x.device))
         if probabilities is None:
             for_parts = self._for_parts(x, layout)
             if for_parts is not None:
@@ -156,24 +167,46 @@ class BertEncoder(nn.Module):
             layers.append(prepared)
         return _in_parts(layers, x, layout, hidden_states) if x.shape[0] else _run([], x, layout, hidden_states, None)
 
+    def int8_layers(self) -> list[QuantizedLayer | None]:
+        """Each layer in int8; None for one that has a module to be called, or is of another kind."""
+        return [layer.quantized() if isinstance(layer, BertLayer) else None for layer in self.layer]
+
+    def _in_int8(self, x: Tensor, layout: Layout, probabilities: bool) -> list[Callable[..., Tensor]] | None:
+        """What runs each layer on parts of a batch, in int8 where it can be; None if none of them can."""
+        if x.shape[0] == 0 or backend.listened():
+            return None
+        own = [None] * len(self.layer) if probabilities or layout.rotary is not None else self.int8_layers()
+        pairs = zip(own, self.layer, strict=True)
+        layers = [layer or _prepared(called, x, layout) or called for layer, called in pairs]
+        lacking = "output_attentions are asked for" if probabilities else _NOT_INT8
+        if _hooked(layers):
+            own, lacking = [], "a layer that has to be called has hooks, which expect one call for a batch"
+        count = sum(layer is not None for layer in own)
+        if count < len(self.layer):
+            tell(f"quantization='int8' is for {count} of {len(self.layer)} layers here: {lacking}")
+        return layers if count else None
+
     def _for_parts(self, x: Tensor, layout: Layout) -> list[Callable[..., Tensor]] | None:
         """What runs each layer on parts of a batch, where linear layers run packed on CPU; else None.
 
         Not under hooks, which expect one call for a batch.
         """
         parameter = next(self.parameters(), None)
-        if parameter is None or (layout.quantization is None and not packs(parameter, x)) or x.shape[0] == 0:
+        if parameter is None or not packs(parameter, x) or x.shape[0] == 0:
             return None
         layers = [_prepared(layer, x, layout) or layer for layer in self.layer]
-        called = [layer for layer in layers if isinstance(layer, nn.Module)]
-        hooked = any(m._forward_hooks or m._forward_pre_hooks for layer in called for m in layer.modules())
-        return None if hooked else layers
+        return None if _hooked(layers) else layers
 
 
-def _prepared(layer: nn.Module, x: Tensor, layout: Layout) -> PreparedLayer | QuantizedLayer | None:
+def _hooked(layers: list[Callable[..., Tensor]]) -> bool:
+    called = [layer for layer in layers if isinstance(layer, nn.Module)]
+    return any(m._forward_hooks or m._forward_pre_hooks for layer in called for m in layer.modules())
+
+
+def _prepared(layer: nn.Module, x: Tensor, layout: Layout) -> PreparedLayer | None:
     if not isinstance(layer, BertLayer) or layout.rotary is not None or backend.listened():
         return None
-    return (layer.quantized() if layout.quantization else None) or layer.prepared(x)
+    return layer.prepared(x)
 
 
 def _in_parts(

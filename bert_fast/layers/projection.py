@@ -7,7 +7,7 @@ from bert_fast import backend, derived, ops
 from bert_fast.layers.activations import GELU, activation_function
 from bert_fast.ops.library import autocast_dtype
 from bert_fast.ops.linear import PackedLinear, cpu_linear_plan, pack_linear, rows_to_pack
-from bert_fast.ops.quantized import ByteLinear, byte_linear
+from bert_fast.ops.quantized import MAX_WIDTH, ByteLinear, byte_linear
 
 
 def project(module: nn.Module, x: Tensor, hidden_act: str | None = None) -> Tensor:
@@ -119,8 +119,8 @@ def packed(modules: tuple[nn.Module, ...], x: Tensor, always: bool = False) -> P
 
 
 def byte_products(modules: tuple[nn.Module, ...]) -> ByteLinear | None:
-    """One product in int8 for all these layers; None where a layer has to be called, or they differ in kind."""
-    if not _same_kind(modules):
+    """One product in int8 for all these layers; None where a layer has to be called or is too wide, or kinds differ."""
+    if not _same_kind(modules) or modules[0].in_features > MAX_WIDTH:
         return None
     key = ("int8", len(modules))
     return derived.derive(modules[0], key, _sources(modules), lambda: byte_linear(*_join(modules)))

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from bert_fast import backend, derived, ops
+from bert_fast.config import QUANTIZATIONS
 from bert_fast.ops.library import autocast_dtype
 from bert_fast.ops.quantized import (
     ByteLinear,
@@ -41,6 +42,7 @@ class QuantizedLayer:
     def __call__(self, x: Tensor, layout: Layout, probabilities: None = None) -> Tensor:
         """``[T, H]`` -> ``[T, H]``, float32."""
         qkv, attended, up, down = self.products
+        x = x.float().contiguous()
         y = ops.attention_joined(
             from_bytes(qkv(byte_rows(x)), attention_dtype()).view(x.shape[0], 3, self.heads, -1),
             layout.cu_seqlens,
@@ -59,19 +61,29 @@ def _norm(norm: nn.LayerNorm) -> tuple[Tensor, Tensor, float]:
     return norm.weight.detach().float().contiguous(), norm.bias.detach().float().contiguous(), norm.eps
 
 
-def quantized(layout: Layout, device: torch.device, training: bool) -> Layout:
+def quantized(layout: Layout, quantization: str, device: torch.device, training: bool) -> Layout:
     """``layout`` of an encoder that is to run in int8, where that can be now; else as it is.
 
-    Warns once a reason, but not while training, which is never in int8.
+    Warns once a reason, but not in training mode.
+
+    Raises:
+        ValueError: another quantization.
     """
+    if quantization not in QUANTIZATIONS:
+        raise ValueError(f"quantization must be None or one of {QUANTIZATIONS}, not {quantization!r}")
     reasons = quantization_reasons(device)
     if not reasons:
-        return replace(layout, quantization="int8")
-    message = "; ".join(reasons)
-    if not training and not torch.compiler.is_compiling() and message not in _told:
-        _told.add(message)
-        warnings.warn(f"quantization='int8' is left aside: {message}", RuntimeWarning, stacklevel=2)
+        return replace(layout, quantization=quantization)
+    if not training:
+        tell(f"quantization='int8' is left aside: {'; '.join(reasons)}")
     return layout
+
+
+def tell(message: str) -> None:
+    """Warn, but only once in this process, and not a compiler."""
+    if not torch.compiler.is_compiling() and message not in _told:
+        _told.add(message)
+        warnings.warn(message, RuntimeWarning, stacklevel=4)
 
 
 def quantization_reasons(device: torch.device) -> list[str]:

@@ -146,7 +146,7 @@ class BertModel(BertPreTrainedModel):
         if config.batch_invariant:
             layout = invariant(layout)
         if config.quantization is not None:
-            layout = quantized(layout, layout.cu_seqlens.device, self.training)
+            layout = quantized(layout, config.quantization, layout.cu_seqlens.device, self.training)
         layout = layout.with_seed(self.training)
         x = self.embeddings(*ids, layout.seed)
         dtype = x.dtype

@@ -16,7 +16,9 @@ from bert_fast import backend, extension
 from bert_fast.ops.attention_host import host_attention_instructions
 from bert_fast.ops.host_threads import host_threads, host_threads_reason
 
-_ACTIVATIONS = {None: "none", "none": "gelu", "tanh": "gelu_tanh"}
+_ACTIVATIONS = {"none": "gelu", "tanh": "gelu_tanh"}
+# Products of so many terms, each up to 255 * 127, are still below 2^31.
+MAX_WIDTH = (2**31 - 1) // (255 * 127)
 
 
 class ByteRows(NamedTuple):
@@ -74,10 +76,17 @@ def int8_reasons() -> list[str]:
 
 
 def byte_linear(weight: Tensor, bias: Tensor | None) -> ByteLinear:
-    """Quantise ``weight [out, in]``, each output's row with its own scale, largest value at 127."""
-    weight = weight.detach().float()
+    """Quantise ``weight [out, in]``, each output's row with its own scale, largest value at 127.
+
+    Raises:
+        ValueError: ``in`` is above ``MAX_WIDTH``.
+    """
+    if weight.shape[1] > MAX_WIDTH:
+        raise ValueError(f"weight must have at most {MAX_WIDTH} inputs for sums of 32 bits, not {weight.shape[1]}")
+    weight, tiny = weight.detach().float(), torch.finfo(torch.float32).tiny
     scales = weight.abs().amax(1) / 127
-    rounded = (weight / scales.clamp_min(torch.finfo(torch.float32).tiny)[:, None]).round().to(torch.int8)
+    scales = torch.where(scales < tiny, 0, scales)  # subnormal: a row of zeros
+    rounded = (weight / scales.clamp_min(tiny)[:, None]).round().to(torch.int8)
     sums = rounded.sum(1, dtype=torch.int64) * scales
     packed = torch.ops.onednn.qlinear_prepack(rounded, None)
     shift = torch.zeros_like(scales) if bias is None else bias.detach().float().contiguous()
@@ -95,8 +104,14 @@ def byte_rows(x: Tensor) -> ByteRows:
 
 
 def byte_gelu(y: Product, approximate: str) -> ByteRows:
-    """``gelu(y)`` as bytes; ``approximate`` is "none" or "tanh"."""
-    return _pass(y, activation=approximate, quantize=True)[1]
+    """``gelu(y)`` as bytes; ``approximate`` is "none" or "tanh".
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if approximate not in _ACTIVATIONS:
+        raise ValueError(f"approximate must be one of {tuple(_ACTIVATIONS)}, not {approximate!r}")
+    return _pass(y, activation=_ACTIVATIONS[approximate], quantize=True)[1]
 
 
 def from_bytes(y: Product, dtype: torch.dtype) -> Tensor:
@@ -107,15 +122,29 @@ def from_bytes(y: Product, dtype: torch.dtype) -> Tensor:
 def byte_add_layer_norm(
     y: Product, residual: Tensor, weight: Tensor, bias: Tensor, eps: float, quantize: bool
 ) -> tuple[Tensor, ByteRows]:
-    """``LayerNorm(residual + y)`` for ``residual [T, out]``, all float32: as it is and, where asked for, as bytes."""
-    return _pass(y, residual=residual, norm=(weight, bias, eps), dtype=torch.float32, quantize=quantize)
+    """``LayerNorm(residual + y)`` for ``residual [T, out]``, all float32: as it is and, where asked for, as bytes.
+
+    Raises:
+        ValueError: a shape or dtype does not fit.
+    """
+    rows, width = y.values.shape
+    residual = _fitting("residual", residual, (rows, width))
+    norm = (_fitting("weight", weight, (width,)), _fitting("bias", bias, (width,)), eps)
+    return _pass(y, residual=residual, norm=norm, dtype=torch.float32, quantize=quantize)
+
+
+def _fitting(name: str, x: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """``x`` as the extension reads it."""
+    if x.shape != shape or x.dtype != torch.float32:
+        raise ValueError(f"{name} must be float32 {list(shape)}, not {x.dtype} {list(x.shape)}")
+    return x.contiguous()
 
 
 def _pass(
     x: Tensor | Product,
     *,
     residual: Tensor | None = None,
-    activation: str | None = None,
+    activation: str = "none",
     norm: tuple[Tensor, Tensor, float] | None = None,
     dtype: torch.dtype | None = None,
     quantize: bool = False,
@@ -134,7 +163,7 @@ def _pass(
         width,
         (0, 0, 0, 0) if product is None else tuple(t.data_ptr() for t in product),
         0 if residual is None else residual.data_ptr(),
-        _ACTIVATIONS[activation],
+        activation,
         (0, 0, 0.0) if norm is None else (norm[0].data_ptr(), norm[1].data_ptr(), norm[2]),
         out.data_ptr(),
         _name(out.dtype),

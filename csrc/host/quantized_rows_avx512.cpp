@@ -124,7 +124,8 @@ void quantize(const QuantizedRows& call, int64_t t, const float* row) {
         high = (Vec)_mm512_mask_max_ps((__m512)high, mask, (__m512)high, (__m512)x);
         broken += x * 0.0f;  // NaN of a NaN or an infinity, which the comparisons may pass over
     }
-    const float least = -largest(-low), most = largest(high), step = (most - least) * (1.0f / 255);
+    const float least = -largest(-low), most = largest(high), exact = (most - least) * (1.0f / 255);
+    const float step = exact < 1.17549435e-38f ? 0 : exact;  // subnormal: its inverse is none
     call.quantized_scale[t] = step;
     call.quantized_least[t] = least + sum_of(broken);
     const float inverse = step > 0 ? 1 / step : 0;

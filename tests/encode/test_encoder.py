@@ -10,6 +10,7 @@ from encode import tiny
 from bert_fast.checkpoints import CheckpointError
 from bert_fast.encode import Encoder, RecipeError
 from bert_fast.encode.encoder import Window
+from bert_fast.ops.quantized import int8_reasons
 from bert_fast.tokenizer import Tokenizer, TokenizerError
 
 
@@ -59,6 +60,24 @@ def test_order_and_batch_size_do_not_matter(folder):
     encoder = Encoder(folder, max_tokens=300)
     backwards = encoder.encode(texts[::-1])[::-1]
     assert np.abs(backwards - base).max() <= 1e-5
+
+
+@pytest.mark.skipif(bool(int8_reasons()), reason=f"int8 cannot run here: {'; '.join(int8_reasons())}")
+def test_int8_asked_for_or_by_the_folder(folder, tmp_path):
+    texts = tiny.make_texts(30)
+    plain, asked = Encoder(folder), Encoder(folder, quantization="int8")
+    assert (plain.describe()["quantization"], asked.describe()["quantization"]) == (None, "int8")
+    want, exact = asked.encode(texts), plain.encode(texts)
+    error = np.linalg.norm(want - exact, axis=1) / np.linalg.norm(exact, axis=1)
+    assert 0 < error.max() < 0.1
+    own = tiny.write_model(tmp_path / "own")
+    config = json.loads((own / "config.json").read_text())
+    (own / "config.json").write_text(json.dumps({**config, "quantization": "int8"}))
+    assert np.array_equal(Encoder(own).encode(texts), want)
+    (own / "config.json").write_text(json.dumps({**config, "quantization": "int8", "hidden_act": "relu"}))
+    assert Encoder(own).describe()["quantization"] is None
+    with pytest.raises(ValueError, match="quantization goes with a folder"):
+        Encoder(plain.model, tokenizer=plain.tokenizer, quantization="int8")
 
 
 def test_same_texts_same_bits(folder):

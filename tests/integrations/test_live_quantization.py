@@ -86,6 +86,18 @@ def test_copies_keep_it_and_training_is_without(recwarn):
         model.eval()(**inputs)
 
 
+def test_verify_judges_without_it():
+    model = bert_fast.accelerate(calm("Bert"), quantization="int8")
+    inputs, _ = batch()
+    assert all(report.held for report in bert_fast.verify(model, inputs))
+    assert "onednn int8" in products_without_gradients(model)
+
+
+@torch.no_grad()
+def products_without_gradients(model):
+    return products(model)
+
+
 def test_what_is_refused():
     with pytest.raises(ValueError, match=r"quantization must be None or one of \('int8',\), not 'fp8'"):
         bert_fast.accelerate(calm("Bert"), quantization="fp8")

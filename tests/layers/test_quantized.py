@@ -161,7 +161,9 @@ def test_a_layer_that_has_to_be_called_is_called():
     net, inputs = model(), batch()
     whole = net(**inputs).last_hidden_state
     net.encoder.layer[1].output.dense = nn.Sequential(net.encoder.layer[1].output.dense)
-    part = net(**inputs).last_hidden_state
+    quantized._told.clear()
+    with pytest.warns(RuntimeWarning, match="quantization='int8' is for 1 of 2 layers here: it is for plain post-norm"):
+        part = net(**inputs).last_hidden_state
     plain = model(quantization=None)(**inputs).last_hidden_state
     assert not torch.equal(part, whole) and not torch.equal(part, plain)
     assert rms(part - plain) < rms(whole - plain)
@@ -185,6 +187,58 @@ def test_explain_names_it():
     with torch.enable_grad():
         reasons = {reason for c in bert_fast.explain(model()).choices for reason in c.against}
     assert "int8: gradients are enabled: call it under torch.no_grad()" in reasons
+
+
+CANNOT = {
+    "activation": (lambda net: None, {"hidden_act": "relu"}, {}),
+    "hook": (lambda net: net.encoder.layer[0].register_forward_hook(lambda *_: None), {}, {}),
+    "attentions": (lambda net: None, {}, {"output_attentions": True}),
+}
+
+
+@needs_int8
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("why", CANNOT)
+@torch.no_grad()
+def test_where_no_layer_can_be_in_int8_the_bits_are_those_without(why, dtype):
+    change, settings, options = CANNOT[why]
+    net, plain = (model(quantization=asked, dtype=dtype, **settings) for asked in ("int8", None))
+    change(net), change(plain)
+    quantized._told.clear()
+    with pytest.warns(RuntimeWarning, match="quantization='int8' is for 0 of 2 layers here"):
+        got = net(**batch(), **options).last_hidden_state
+    assert torch.equal(got, plain(**batch(), **options).last_hidden_state)
+
+
+@needs_int8
+@torch.no_grad()
+def test_rows_of_any_stride_and_dtype():
+    net, inputs = model(), batch()
+    want = net(**inputs).last_hidden_state
+    first = net.encoder.layer[0]
+
+    class Given(nn.Module):
+        def __init__(self, change):
+            super().__init__()
+            self.change, self.inner = change, first
+
+        def forward(self, *given):
+            return self.change(self.inner(*given))
+
+    net.encoder.layer[0] = Given(lambda y: y)
+    plain = net(**inputs).last_hidden_state
+    assert rms(plain - want) < 0.3 * rms(want)
+    net.encoder.layer[0] = Given(lambda y: y.t().contiguous().t())
+    assert torch.equal(net(**inputs).last_hidden_state, plain)
+    net.encoder.layer[0] = Given(lambda y: y.double())
+    assert torch.equal(net(**inputs).last_hidden_state, plain)
+
+
+def test_a_quantization_set_afterwards_is_checked():
+    net = model(quantization=None)
+    net.config.quantization = "int4"
+    with pytest.raises(ValueError, match="quantization must be None or one of"):
+        net(**batch())
 
 
 def test_configurations():

@@ -82,6 +82,37 @@ def test_the_largest_sums_do_not_overflow():
     assert_near(got, torch.full((2, 3), -2.0 * (width - 1)).double())
 
 
+def test_what_is_too_wide_or_does_not_fit_is_refused():
+    with pytest.raises(ValueError, match="weight must have at most 66311 inputs for sums of 32 bits, not 66312"):
+        quantized.byte_linear(torch.ones(1, quantized.MAX_WIDTH + 1), None)
+    y, _ = product(outputs=16, rows=4)
+    norm = (torch.ones(16), torch.zeros(16), 1e-12)
+    for residual in (torch.ones(4, 16, dtype=torch.bfloat16), torch.ones(1, 16)):
+        with pytest.raises(ValueError, match=r"residual must be float32 \[4, 16\]"):
+            quantized.byte_add_layer_norm(y, residual, *norm, quantize=False)
+    with pytest.raises(ValueError, match=r"weight must be float32 \[16\], not torch.float64"):
+        quantized.byte_add_layer_norm(y, torch.ones(4, 16), norm[0].double(), *norm[1:], quantize=False)
+    with pytest.raises(ValueError, match="approximate must be one of .*, not 'erf'"):
+        quantized.byte_gelu(y, "erf")
+
+
+def test_a_residual_of_any_stride():
+    y, _ = product(outputs=16, rows=4)
+    residual = torch.randn(16, 4)
+    norm = (torch.randn(16), torch.randn(16), 1e-12)
+    got, _ = quantized.byte_add_layer_norm(y, residual.t(), *norm, quantize=False)
+    want, _ = quantized.byte_add_layer_norm(y, residual.t().contiguous(), *norm, quantize=False)
+    assert torch.equal(got, want)
+
+
+def test_the_smallest_numbers():
+    x = torch.tensor([[0.0, 5e-37, 1e-38], [0.0, 1e-36, 1e-35]])
+    assert ((values_of(quantized.byte_rows(x)) - x.double()).abs() <= 1e-36).all()
+    tiny = quantized.byte_linear(torch.tensor([[1e-37, 0.0], [1.0, 0.5]]), None)
+    got = quantized.from_bytes(tiny(quantized.byte_rows(torch.tensor([[1.0, 0.0]]))), torch.float32)
+    torch.testing.assert_close(got, torch.tensor([[0.0, 1.0]]), atol=1e-6, rtol=0)
+
+
 def test_weights():
     weight = torch.randn(5, 64)
     weight[2] = 0
@@ -109,7 +140,8 @@ def test_gelu(outputs, approximate):
 @pytest.mark.parametrize("approximate", ["none", "tanh"])
 def test_gelu_over_its_whole_range(approximate):
     x = torch.cat([torch.linspace(-40, 40, 4001), torch.tensor([-1e30, 1e30, 0.0, -0.0, float("nan")])])[None]
-    got, _ = quantized._pass(x, activation=approximate, dtype=torch.float32)
+    activation = {"none": "gelu", "tanh": "gelu_tanh"}[approximate]
+    got, _ = quantized._pass(x, activation=activation, dtype=torch.float32)
     truth = F.gelu(x.double(), approximate=approximate)
     error = (got.double() - truth)[:, :-1].abs()
     assert (error <= 4e-7 * truth[:, :-1].abs().clamp_min(1)).all()
