@@ -10,7 +10,7 @@ import transformers
 
 from bert_fast import BertConfig
 
-OURS_ALONE = {"batch_invariant", "hidden_positions"}
+OURS_ALONE = {"batch_invariant", "hidden_positions", "quantization"}
 
 
 def theirs_of(config):

@@ -88,7 +88,7 @@ def test_sentences_and_documents_without_tokens_are_left_out(tokenizer):
     corpus = Corpus([["w1", "", " "], [], [" "], ["w2 w3"]], tokenizer)
     assert arrays(corpus)[1:] == [[0, 1, 3], [0, 1, 2]]
     for nothing in ([], [[]], [[" "]]):
-        with pytest.raises(InputError, match="the documents hold no tokens"):
+        with pytest.raises(InputError, match="the documents: there are no tokens in it"):
             Corpus(nothing, tokenizer)
     for bad, message in [
         ([3], "document 1: a document is a text, a list of sentences or a row with one, not 3"),
@@ -159,9 +159,10 @@ def test_another_process_that_was_quicker_is_left_alone(tokenizer, tmp_path):
     docs, tokenize = documents(), corpus_module._tokenize
 
     def slow(sentences, tokenizer, folder):
-        tokenize(sentences, tokenizer, folder)
+        count = tokenize(sentences, tokenizer, folder)
         with mock.patch.object(corpus_module, "_tokenize", tokenize):
             Corpus(docs, tokenizer, cache=tmp_path)  # meanwhile, elsewhere
+        return count
 
     with mock.patch.object(corpus_module, "_tokenize", slow):
         corpus = Corpus(docs, tokenizer, cache=tmp_path)

@@ -197,8 +197,8 @@ def _tokenize(sentences: Iterator[str | None], tokenizer: Tokenizer, folder: Pat
 
 
 def _named(documents: Any) -> str:
-    paths = documents if isinstance(documents, (list, tuple)) else [documents]
-    return ", ".join(str(path) if isinstance(path, (str, Path)) else type(path).__name__ for path in paths)
+    paths = documents if isinstance(documents, (list, tuple)) and documents else [documents]
+    return ", ".join(map(str, paths)) if all(isinstance(path, (str, Path)) for path in paths) else "the documents"
 
 
 def _write(file: BinaryIO, values: Sequence[int], kind: type) -> None:
