@@ -7,9 +7,9 @@ import sys
 import pytest
 from encode import tiny
 
-ROWS, TIMES = 8_000, 8
+ROWS, TIMES = 8_000, 6
 HIDDEN = 256
-# Each further row is 1 KiB of embedding and 1 KiB of text: keeping either would cost 55 MiB. A run that does not grow
+# Each further row is 1 KiB of embedding and 1 KiB of text: keeping either would cost 39 MiB. A run that does not grow
 # still has up to 18 MiB between its peaks: how far reading, computing and writing overlap is chance, and a long run
 # meets the worst of it (seven runs of each length, alone and beside two busy processes: 273-275 and 281-289 MiB).
 ALLOWED_MIB = 24
