@@ -1,18 +1,18 @@
 """A layer as its products alone, for inference on CPU: checked and looked up once, run for every part of a batch."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
 from bert_fast import ops
 from bert_fast.layers.invariance import by_rows
-from bert_fast.ops.linear import PackedLinear
 from bert_fast.packing import Layout
 
 
 @dataclass(frozen=True)
-class PreparedLayer:
-    """What a plain :class:`BertLayer` computes without dropout, by its packed products and none of its modules.
+class PlainLayer:
+    """What a plain :class:`BertLayer` consists of, in inference: no dropout, and none of its modules to be called.
 
     Attributes:
         products: of queries, keys and values; behind attention; and the feed-forward's two.
@@ -21,16 +21,15 @@ class PreparedLayer:
         approximate: of the GELU between ``up`` and ``down``.
     """
 
-    products: tuple[PackedLinear, ...]
+    products: tuple[Any, ...]
     norms: tuple[nn.LayerNorm, nn.LayerNorm]
     heads: int
     approximate: str
 
-    def __call__(self, x: Tensor, layout: Layout, probabilities: None = None) -> Tensor:
-        """``[T, H]`` -> ``[T, H]``."""
-        qkv = by_rows(layout.batch_invariant, self.products[0], x).view(x.shape[0], 3, self.heads, -1)
+    def attend(self, qkv: Tensor, layout: Layout) -> Tensor:
+        """``[T, 3 H]`` -> ``[T, H]``."""
         y = ops.attention_joined(
-            qkv,
+            qkv.view(qkv.shape[0], 3, self.heads, -1),
             layout.cu_seqlens,
             layout.max_seqlen,
             bias=layout.bias,
@@ -38,7 +37,17 @@ class PreparedLayer:
             window=layout.window,
             plan=layout.plan,
         )
-        return by_rows(layout.batch_invariant, self._behind_attention, y.flatten(1), x)
+        return y.flatten(1)
+
+
+@dataclass(frozen=True)
+class PreparedLayer(PlainLayer):
+    """Of products with packed weights, each a ``PackedLinear``."""
+
+    def __call__(self, x: Tensor, layout: Layout, probabilities: None = None) -> Tensor:
+        """``[T, H]`` -> ``[T, H]``."""
+        y = self.attend(by_rows(layout.batch_invariant, self.products[0], x), layout)
+        return by_rows(layout.batch_invariant, self._behind_attention, y, x)
 
     def _behind_attention(self, y: Tensor, x: Tensor) -> Tensor:
         _, attended, up, down = self.products

@@ -6,11 +6,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from bert_fast import backend, derived, ops
+from bert_fast import backend, derived
 from bert_fast.config import QUANTIZATIONS
+from bert_fast.layers.prepared import PlainLayer
 from bert_fast.ops.library import autocast_dtype
 from bert_fast.ops.quantized import (
-    ByteLinear,
     attention_dtype,
     byte_add_layer_norm,
     byte_gelu,
@@ -24,35 +24,15 @@ _told: set[str] = set()
 
 
 @dataclass(frozen=True)
-class QuantizedLayer:
-    """What a plain :class:`BertLayer` computes without dropout, its products in int8.
-
-    Attributes:
-        products: of queries, keys and values; behind attention; and the feed-forward's two.
-        norms: behind attention and behind the feed-forward.
-        heads: N.
-        approximate: of the GELU between ``up`` and ``down``.
-    """
-
-    products: tuple[ByteLinear, ...]
-    norms: tuple[nn.LayerNorm, nn.LayerNorm]
-    heads: int
-    approximate: str
+class QuantizedLayer(PlainLayer):
+    """Of products in int8, each a ``ByteLinear``."""
 
     def __call__(self, x: Tensor, layout: Layout, probabilities: None = None) -> Tensor:
         """``[T, H]`` -> ``[T, H]``, float32."""
         qkv, attended, up, down = self.products
         x = x.float().contiguous()
-        y = ops.attention_joined(
-            from_bytes(qkv(byte_rows(x)), attention_dtype()).view(x.shape[0], 3, self.heads, -1),
-            layout.cu_seqlens,
-            layout.max_seqlen,
-            bias=layout.bias,
-            key_mask=layout.key_mask,
-            window=layout.window,
-            plan=layout.plan,
-        )
-        x, codes = byte_add_layer_norm(attended(byte_rows(y.flatten(1))), x, *_norm(self.norms[0]), quantize=True)
+        y = self.attend(from_bytes(qkv(byte_rows(x)), attention_dtype()), layout)
+        x, codes = byte_add_layer_norm(attended(byte_rows(y)), x, *_norm(self.norms[0]), quantize=True)
         inner = byte_gelu(up(codes), self.approximate)
         return byte_add_layer_norm(down(inner), x, *_norm(self.norms[1]), quantize=False)[0]
 
