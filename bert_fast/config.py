@@ -20,6 +20,18 @@ _SIZES = (
 )
 
 
+def check_quantization(quantization: str | None, batch_invariant: bool = False) -> None:
+    """Make sure that there is such a quantization, and that it can be had.
+
+    Raises:
+        ValueError: no such quantization, or one together with ``batch_invariant``.
+    """
+    if quantization not in (None, *QUANTIZATIONS):
+        raise ValueError(f"quantization must be None or one of {QUANTIZATIONS}, not {quantization!r}")
+    if quantization is not None and batch_invariant:
+        raise ValueError("batch_invariant=True cannot be had together with quantization")
+
+
 class BertConfig:
     """The hyperparameters of BERT, with the names, defaults and JSON of Hugging Face's ``BertConfig``.
 
@@ -148,10 +160,7 @@ class BertConfig:
             raise ValueError(f"hidden_positions must be None or one of {HIDDEN_POSITIONS}, not {given!r}")
         if not isinstance(self.batch_invariant, bool):
             raise ValueError(f"batch_invariant must be True or False, not {self.batch_invariant!r}")
-        if self.quantization not in (None, *QUANTIZATIONS):
-            raise ValueError(f"quantization must be None or one of {QUANTIZATIONS}, not {self.quantization!r}")
-        if self.quantization is not None and self.batch_invariant:
-            raise ValueError("batch_invariant=True cannot be had together with quantization")
+        check_quantization(self.quantization, self.batch_invariant)
         positions = getattr(self, "position_embedding_type", "absolute")
         if positions != "absolute":
             raise ValueError(f"position_embedding_type must be 'absolute', not {positions!r}")

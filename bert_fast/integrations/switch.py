@@ -5,7 +5,7 @@ from typing import TypeVar
 
 from torch import nn
 
-from bert_fast.config import HIDDEN_POSITIONS, QUANTIZATIONS
+from bert_fast.config import HIDDEN_POSITIONS, check_quantization
 from bert_fast.integrations import invariant
 from bert_fast.integrations.adapter import Unsupported, encoder_class
 from bert_fast.integrations.attributes import InPlace
@@ -65,10 +65,7 @@ def accelerate(
         raise TypeError(f"module must be a torch.nn.Module, not {type(module).__name__}")
     if hidden_positions is not None and hidden_positions not in HIDDEN_POSITIONS:
         raise ValueError(f"hidden_positions must be one of {HIDDEN_POSITIONS} or None, not {hidden_positions!r}")
-    if quantization not in (None, *QUANTIZATIONS):
-        raise ValueError(f"quantization must be None or one of {QUANTIZATIONS}, not {quantization!r}")
-    if quantization is not None and batch_invariant:
-        raise ValueError("batch_invariant=True cannot be had together with quantization")
+    check_quantization(quantization, batch_invariant)
     found = [(path, part) for path, part in module.named_modules() if adapter_of(type(part)) is not None]
     if not found:
         raise ValueError(f"there is no encoder in this {type(module).__name__} that is known: {', '.join(known())}")

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from bert_fast import backend, derived
-from bert_fast.config import QUANTIZATIONS
+from bert_fast.config import check_quantization
 from bert_fast.layers.prepared import PlainLayer
 from bert_fast.ops.library import autocast_dtype
 from bert_fast.ops.quantized import (
@@ -49,8 +49,7 @@ def quantized(layout: Layout, quantization: str, device: torch.device, training:
     Raises:
         ValueError: another quantization.
     """
-    if quantization not in QUANTIZATIONS:
-        raise ValueError(f"quantization must be None or one of {QUANTIZATIONS}, not {quantization!r}")
+    check_quantization(quantization)
     reasons = quantization_reasons(device)
     if not reasons:
         return replace(layout, quantization=quantization)
