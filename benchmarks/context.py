@@ -14,6 +14,7 @@ from torch._functorch import config as functorch_config
 import bert_fast
 from benchmarks.options import Options
 from benchmarks.timing import CpuClock, CudaClock, WallClock
+from bert_fast import backend
 
 
 @dataclass(frozen=True)
@@ -85,14 +86,25 @@ class Context:
 
     @contextmanager
     def ours(self) -> Iterator[None]:
-        """Within it bert_fast runs as it does for a user; in a rehearsal, its kernels in Triton's interpreter."""
+        """Within it bert_fast runs as it does for a user; in a rehearsal, its kernels in Triton's interpreter.
+
+        Raises:
+            BackendError: a kernel that was needed has failed to compile: what would be measured is PyTorch.
+        """
+        decided, failed = backend.decisions(), backend.failures()
         with bert_fast.use_backend(self.backend):
             yield
+        if self.backend == "reference":
+            return
+        now = backend.decisions()
+        for op, why in backend.failures().items():
+            if op not in failed or now[op] is not decided.get(op):
+                raise bert_fast.BackendError(f"{op} was measured on PyTorch's ops: {why}")
 
     @contextmanager
-    def on(self, backend: str) -> Iterator[None]:
-        """Within it, what :meth:`ours` runs is ``backend``."""
-        before, self.backend = self.backend, backend
+    def on(self, name: str) -> Iterator[None]:
+        """Within it, what :meth:`ours` runs is the backend ``name``."""
+        before, self.backend = self.backend, name
         try:
             yield
         finally:

@@ -91,6 +91,16 @@ def has_kernels(device: torch.device) -> bool:
     return requested() != "reference" and not reasons_against("triton", device)
 
 
+def given_up(op: str) -> bool:
+    """Whether a kernel of ``op`` has failed to compile."""
+    return op in _broken
+
+
+def failures() -> dict[str, str]:
+    """Per op whose kernel has failed to compile, what was said of it."""
+    return dict(_broken)
+
+
 def give_up(op: str, error: Exception) -> None:
     """Never try the kernel of ``op`` again in this process, and say once why: it failed to compile.
 

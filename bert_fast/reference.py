@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 _U32 = 0xFFFFFFFF
-_ATTENTION_WIDTH = 65536
+ATTENTION_WIDTH = 65536
 
 
 def gelu(x: Tensor, approximate: str = "none") -> Tensor:
@@ -109,7 +109,7 @@ def scaled_masked_softmax(
         visible = visible & (mask > torch.finfo(mask.dtype).min / 2)
         scores = scores + mask
     probs = torch.softmax(scores.masked_fill(~visible, torch.finfo(scores.dtype).min), -1) * visible
-    return dropout(probs, p, seed, site, width=_ATTENTION_WIDTH)
+    return dropout(probs, p, seed, site, width=ATTENTION_WIDTH)
 
 
 def cross_entropy(
@@ -192,7 +192,7 @@ def attention(
     probs = torch.softmax(scores, -1) * visible
     if p > 0 and seed is not None:
         head = torch.arange(q.shape[1], device=q.device)
-        first = (rows[:, None, :] * q.shape[1] + head[None, :, None]) * _ATTENTION_WIDTH
+        first = (rows[:, None, :] * q.shape[1] + head[None, :, None]) * ATTENTION_WIDTH
         index = first[..., None] + torch.arange(max_seqlen, device=q.device)
         probs = probs * dropout_keep(seed, site, p, index) / (1 - p) if p < 1 else probs * 0
     else:

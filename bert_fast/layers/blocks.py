@@ -9,7 +9,7 @@ from bert_fast import backend, derived
 from bert_fast.layers.activations import GELU
 from bert_fast.ops.attention import attention_plan, kernel_runs
 from bert_fast.ops.blocks import Attending, Closing, attention_block, feed_forward_block
-from bert_fast.ops.library import autocast_dtype, compile_errors, plain_tensors
+from bert_fast.ops.library import autocast_dtype, plain_tensors
 from bert_fast.ops.rows import runs_on_rows
 from bert_fast.packing import Layout
 
@@ -36,10 +36,7 @@ def attend(attention: nn.Module, output: nn.Module, x: Tensor, layout: Layout) -
     batch = (layout.cu_seqlens, schedule, layout.bias, layout.key_mask)
     scale = 1 / math.sqrt(attention.attention_head_size)
     attending = Attending(attention.num_attention_heads, layout.max_seqlen, scale, p, attention.dropout_site)
-    try:
-        return attention_block(x, weights, batch, layout.seed, attending, closing)
-    except compile_errors():
-        return None  # one op at a time, it will be known which kernel that was
+    return attention_block(x, weights, batch, layout.seed, attending, closing)
 
 
 def feed_forward(intermediate: nn.Module, output: nn.Module, x: Tensor, seed: Tensor | None) -> Tensor | None:
@@ -52,10 +49,7 @@ def feed_forward(intermediate: nn.Module, output: nn.Module, x: Tensor, seed: Te
         return None
     if not (runs_on_rows("bias_gelu", limit=None, x=x) and _closes(output, x)):
         return None
-    try:
-        return feed_forward_block(x, weights, seed, GELU[intermediate.hidden_act], closing)
-    except compile_errors():
-        return None
+    return feed_forward_block(x, weights, seed, GELU[intermediate.hidden_act], closing)
 
 
 def wanted(x: Tensor) -> bool:

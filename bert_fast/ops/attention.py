@@ -8,10 +8,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from bert_fast import backend, reference
+from bert_fast.ops import stand_ins
 from bert_fast.ops.attention_groups import AttentionGroups
 from bert_fast.ops.attention_host import host_attention, host_attention_runs
 from bert_fast.ops.attention_torch import torch_attention
-from bert_fast.ops.library import below_autograd, compile_errors, define, dtype_reasons, valueless
+from bert_fast.ops.library import below_autograd, define, dtype_reasons, valueless
 
 AttentionPlan: TypeAlias = AttentionGroups | Tensor | None
 
@@ -82,10 +83,7 @@ def attention(
         q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
         schedule = plan if isinstance(plan, Tensor) else attention_plan(cu_seqlens)
         options = (bias, key_mask, seed if p > 0 else None, scale, p, site)
-        try:
-            return _attention(q, k, v, cu_seqlens, max_seqlen, schedule, *options)[0]
-        except compile_errors() as error:
-            backend.give_up("attention", error)
+        return _attention(q, k, v, cu_seqlens, max_seqlen, schedule, *options)[0]
     if seed is not None and p > 0:
         dropout = {"p": p, "seed": seed, "site": site}
         return reference.attention(
@@ -187,6 +185,7 @@ _attention = define(
     _forward,
     _fake,
     _Attention,
+    instead=stand_ins.attention,
 )
 _attention_grad = define(
     "attention_backward(Tensor dout, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, Tensor cu_seqlens, "
@@ -194,4 +193,6 @@ _attention_grad = define(
     "bool need_dbias) -> Tensor[]",
     _backward,
     _backward_fake,
+    instead=stand_ins.attention_backward,
+    of="attention",
 )

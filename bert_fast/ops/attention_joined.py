@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from bert_fast import backend
+from bert_fast.ops import stand_ins
 from bert_fast.ops.attention import AttentionPlan, attention, attention_plan, check_window, kernel_runs, window_bias
-from bert_fast.ops.library import below_autograd, compile_errors, define
+from bert_fast.ops.library import below_autograd, define
 
 
 def attention_joined(
@@ -47,10 +47,7 @@ def attention_joined(
         qkv = qkv if qkv.stride(-1) == 1 else qkv.contiguous()
         schedule = plan if isinstance(plan, Tensor) else attention_plan(cu_seqlens)
         options = (bias, key_mask, seed if p > 0 else None, scale, p, site)
-        try:
-            return _attention_joined(qkv, cu_seqlens, max_seqlen, schedule, *options)[0]
-        except compile_errors() as error:
-            backend.give_up("attention", error)
+        return _attention_joined(qkv, cu_seqlens, max_seqlen, schedule, *options)[0]
     named: dict[str, Any] = {
         "scale": scale,
         "bias": bias,
@@ -125,6 +122,8 @@ _attention_joined = define(
     _forward,
     _fake,
     _AttentionJoined,
+    instead=stand_ins.attention_joined,
+    of="attention",
 )
 _attention_joined_grad = define(
     "attention_joined_backward(Tensor dout, Tensor qkv, Tensor out, Tensor lse, Tensor cu_seqlens, SymInt max_seqlen, "
@@ -132,4 +131,6 @@ _attention_joined_grad = define(
     "-> Tensor[]",
     _backward,
     _backward_fake,
+    instead=stand_ins.attention_joined_backward,
+    of="attention",
 )

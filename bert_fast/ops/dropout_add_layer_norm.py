@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from bert_fast import backend, reference
-from bert_fast.ops.library import below_autograd, compile_errors, define
+from bert_fast import reference
+from bert_fast.ops import stand_ins
+from bert_fast.ops.library import below_autograd, define
 from bert_fast.ops.rows import norm_dtype, runs_on_rows, statistics_like
 
 
@@ -39,10 +40,7 @@ def dropout_add_layer_norm(
     if (p == 0 or seed is not None) and runs_on_rows("dropout_add_layer_norm", **tensors):
         save = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors.values())
         arguments = (x, residual, weight, bias, x_bias, seed if p > 0 else None, eps, p, site)
-        try:
-            return _dropout_add_layer_norm(*arguments, norm_dtype(x), save)[0]
-        except compile_errors() as error:
-            backend.give_up("dropout_add_layer_norm", error)
+        return _dropout_add_layer_norm(*arguments, norm_dtype(x), save)[0]
     return reference.dropout_add_layer_norm(x, residual, weight, bias, eps, x_bias=x_bias, p=p, seed=seed, site=site)
 
 
@@ -126,10 +124,13 @@ _dropout_add_layer_norm = define(
     _dropout_add_forward,
     _dropout_add_fake,
     _DropoutAddLayerNorm,
+    instead=stand_ins.dropout_add_layer_norm,
 )
 _dropout_add_grad = define(
     "dropout_add_layer_norm_backward(Tensor dy, Tensor z, Tensor mean, Tensor rstd, Tensor weight, Tensor? seed, "
     "float p, int site, ScalarType x_dtype, ScalarType residual_dtype, bool x_bias_grad) -> Tensor[]",
     _dropout_add_backward,
     _dropout_add_backward_fake,
+    instead=stand_ins.dropout_add_layer_norm_backward,
+    of="dropout_add_layer_norm",
 )

@@ -6,18 +6,16 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from bert_fast import backend, reference
-from bert_fast.ops.library import below_autograd, compile_errors, define
+from bert_fast import reference
+from bert_fast.ops import stand_ins
+from bert_fast.ops.library import below_autograd, define
 from bert_fast.ops.rows import norm_dtype, runs_on_rows, statistics_like
 
 
 def bias_gelu(x: Tensor, bias: Tensor | None, approximate: str = "none") -> Tensor:
     """``gelu(x + bias)`` for ``x [T, I]`` and ``bias [I]``; see :func:`bert_fast.reference.bias_gelu`."""
     if runs_on_rows("bias_gelu", limit=None, x=x, bias=bias):
-        try:
-            return _bias_gelu(x, bias, approximate)
-        except compile_errors() as error:
-            backend.give_up("bias_gelu", error)
+        return _bias_gelu(x, bias, approximate)
     return reference.bias_gelu(x, bias, approximate)
 
 
@@ -32,10 +30,7 @@ def gelu_layer_norm(
 ) -> Tensor:
     """``LN(gelu(x + x_bias))`` for ``x [T, H]``; see :func:`bert_fast.reference.gelu_layer_norm`."""
     if runs_on_rows("gelu_layer_norm", x=x, weight=weight, bias=bias, x_bias=x_bias):
-        try:
-            return _gelu_layer_norm(x, x_bias, weight, bias, eps, approximate, norm_dtype(x))[0]
-        except compile_errors() as error:
-            backend.give_up("gelu_layer_norm", error)
+        return _gelu_layer_norm(x, x_bias, weight, bias, eps, approximate, norm_dtype(x))[0]
     return reference.gelu_layer_norm(x, x_bias, weight, bias, eps, approximate)
 
 
@@ -77,12 +72,18 @@ class _BiasGelu(torch.autograd.Function):
 
 
 _bias_gelu = define(
-    "bias_gelu(Tensor x, Tensor? bias, str approximate) -> Tensor", _bias_gelu_forward, _bias_gelu_fake, _BiasGelu
+    "bias_gelu(Tensor x, Tensor? bias, str approximate) -> Tensor",
+    _bias_gelu_forward,
+    _bias_gelu_fake,
+    _BiasGelu,
+    instead=stand_ins.bias_gelu,
 )
 _bias_gelu_grad = define(
     "bias_gelu_backward(Tensor dy, Tensor x, Tensor? bias, str approximate) -> Tensor[]",
     _bias_gelu_backward,
     _bias_gelu_backward_fake,
+    instead=stand_ins.bias_gelu_backward,
+    of="bias_gelu",
 )
 
 
@@ -132,10 +133,13 @@ _gelu_layer_norm = define(
     _gelu_layer_norm_forward,
     _gelu_layer_norm_fake,
     _GeluLayerNorm,
+    instead=stand_ins.gelu_layer_norm,
 )
 _gelu_layer_norm_grad = define(
     "gelu_layer_norm_backward(Tensor dy, Tensor x, Tensor? x_bias, Tensor mean, Tensor rstd, Tensor weight, "
     "str approximate) -> Tensor[]",
     _gelu_layer_norm_backward,
     _gelu_layer_norm_backward_fake,
+    instead=stand_ins.gelu_layer_norm_backward,
+    of="gelu_layer_norm",
 )

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from bert_fast import backend, reference
-from bert_fast.ops.library import below_autograd, compile_errors, define
+from bert_fast import reference
+from bert_fast.ops import stand_ins
+from bert_fast.ops.library import below_autograd, define
 from bert_fast.ops.rows import norm_dtype, runs_on_rows, statistics_like
 
 
@@ -15,10 +16,7 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Te
     """LayerNorm over the last dimension of ``x [T, H]``; see :func:`bert_fast.reference.layer_norm`."""
     given = {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
     if runs_on_rows("layer_norm", x=x, **given):
-        try:
-            return _layer_norm(x, weight, torch.zeros_like(weight) if bias is None else bias, eps, norm_dtype(x))[0]
-        except compile_errors() as error:
-            backend.give_up("layer_norm", error)
+        return _layer_norm(x, weight, torch.zeros_like(weight) if bias is None else bias, eps, norm_dtype(x))[0]
     return reference.layer_norm(x, weight, bias, eps)
 
 
@@ -64,9 +62,12 @@ _layer_norm = define(
     _layer_norm_forward,
     _layer_norm_fake,
     _LayerNorm,
+    instead=stand_ins.layer_norm,
 )
 _layer_norm_grad = define(
     "layer_norm_backward(Tensor dy, Tensor x, Tensor mean, Tensor rstd, Tensor weight) -> (Tensor, Tensor, Tensor)",
     _layer_norm_backward,
     _layer_norm_backward_fake,
+    instead=stand_ins.layer_norm_backward,
+    of="layer_norm",
 )

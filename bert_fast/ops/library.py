@@ -10,12 +10,20 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad
 
+from bert_fast import backend
+
 LIBRARY = torch.library.Library("bert_fast", "FRAGMENT")
 KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def define(
-    schema: str, implementation: Callable, fake: Callable, gradient: type[torch.autograd.Function] | None = None
+    schema: str,
+    implementation: Callable,
+    fake: Callable,
+    gradient: type[torch.autograd.Function] | None = None,
+    *,
+    instead: Callable | None = None,
+    of: str | None = None,
 ) -> Callable:
     """Register ``bert_fast::<name>`` and return it as a callable.
 
@@ -24,9 +32,11 @@ def define(
         implementation: the launcher, for CUDA tensors, and for CPU tensors under Triton's interpreter.
         fake: the outputs' shapes, dtypes and devices, for tracing.
         gradient: an ``autograd.Function``; its forward calls the op below autograd by :func:`below_autograd`.
+        instead: of a Triton kernel's launcher, what runs once the kernel has failed to compile (see ``stand_ins``).
+        of: the name under which ``backend`` gives it up; the op's own by default.
     """
-    implementation = _untraced(implementation)
     name = schema.partition("(")[0]
+    implementation = _untraced(implementation if instead is None else _recovering(of or name, implementation, instead))
     LIBRARY.define(schema)
     LIBRARY.impl(name, implementation, "CUDA")
     LIBRARY.impl(name, implementation, "CPU")
@@ -35,6 +45,24 @@ def define(
     if gradient is not None:
         LIBRARY.impl(name, lambda *args: gradient.apply(*args), "Autograd", with_keyset=False)
     return op
+
+
+def _recovering(op: str, launch: Callable, instead: Callable) -> Callable:
+    """``launch``, until a kernel of ``op`` does not compile; from then on ``instead``, whose dtypes are its own."""
+
+    @functools.wraps(launch)
+    def run(first: Tensor, *others: Any) -> Any:
+        if not backend.given_up(op):
+            try:
+                return launch(first, *others)
+            except Exception as error:
+                if not failed_to_compile(error):
+                    raise
+                backend.give_up(op, error)
+        with torch.autocast(first.device.type, enabled=False):
+            return instead(first, *others)
+
+    return run
 
 
 def _untraced(implementation: Callable) -> Callable:
@@ -112,9 +140,11 @@ def launch_on(tensor: Tensor) -> tuple[int, int]:
     return tensor.device.index, torch.cuda.current_stream(tensor.device).cuda_stream
 
 
-def compile_errors() -> tuple[type[Exception], ...]:
-    """What Triton raises when a kernel does not compile, does not fit the GPU, or cannot be built or kept on disk."""
+def failed_to_compile(error: Exception) -> bool:
+    """Whether Triton says so: a kernel does not compile, does not fit the GPU, or cannot be built or kept on disk."""
     from triton.compiler.errors import CompilationError
     from triton.runtime.errors import OutOfResources, PTXASError
 
-    return CompilationError, OutOfResources, PTXASError, subprocess.CalledProcessError, OSError
+    if isinstance(error, (CompilationError, OutOfResources, PTXASError, subprocess.CalledProcessError, OSError)):
+        return True
+    return isinstance(error, RuntimeError) and "PassManager::run failed" in str(error)  # the compiler's own passes

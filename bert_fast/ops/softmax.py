@@ -7,7 +7,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from bert_fast import backend, reference
-from bert_fast.ops.library import below_autograd, compile_errors, define, dtype_reasons
+from bert_fast.ops import stand_ins
+from bert_fast.ops.library import below_autograd, define, dtype_reasons
 
 MAX_KEYS = 65536
 
@@ -33,10 +34,7 @@ def scaled_masked_softmax(
         ``[B, N, Q, K]`` in the dtype that scores and mask promote to; a row with no visible key is 0.
     """
     if (p == 0 or seed is not None) and _kernel_runs(scores, mask):
-        try:
-            return _softmax(scores, mask, seed if p > 0 else None, scale, p, site)[0]
-        except compile_errors() as error:
-            backend.give_up("scaled_masked_softmax", error)
+        return _softmax(scores, mask, seed if p > 0 else None, scale, p, site)[0]
     return reference.scaled_masked_softmax(scores, mask, scale, p=p, seed=seed, site=site)
 
 
@@ -102,10 +100,13 @@ _softmax = define(
     _forward,
     _fake,
     _Softmax,
+    instead=stand_ins.scaled_masked_softmax,
 )
 _softmax_grad = define(
     "scaled_masked_softmax_backward(Tensor grads, Tensor probs, Tensor? seed, float scale, float p, int site, "
     "ScalarType dtype) -> Tensor",
     _backward,
     _backward_fake,
+    instead=stand_ins.scaled_masked_softmax_backward,
+    of="scaled_masked_softmax",
 )

@@ -8,7 +8,8 @@ from torch import nn
 from twins import batch, config, ours, padding, randomize
 
 pytest.importorskip("triton", reason="kernels are written in Triton, which is not installed")
-from bert_fast import PackedBatch, ops, use_backend  # noqa: E402
+from bert_fast import PackedBatch, backend, ops, use_backend  # noqa: E402
+from bert_fast.kernels import attention_backward, gelu, layer_norm  # noqa: E402
 from bert_fast.layers import BertLayer, blocks  # noqa: E402
 from bert_fast.packing import Layout  # noqa: E402
 
@@ -97,6 +98,25 @@ def test_output_and_every_gradient_hold_the_contract(dtype, dropout, act, taken)
             assert truth[name].abs().max() < 1e-12
         else:
             assert_close_to_truth(got[name], eager[name], truth[name], dtype, T, name)
+
+
+@pytest.mark.parametrize("op", ["attention", "dropout_add_layer_norm", "bias_gelu"])
+def test_a_kernel_that_fails_in_the_backward_pass_leaves_the_gradients_right(op, monkeypatch, taken):
+    """As in its first training step on a new GPU: PyTorch's ops take over in the midst of a node."""
+    layer, x, given = layer_of(**DROPOUT), randn(T, H), layout(key_mask=True)
+    want = run(layer, x, given)
+    home = {"attention": attention_backward, "dropout_add_layer_norm": layer_norm, "bias_gelu": gelu}[op]
+
+    def launcher(*args, **kwargs):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(home, f"{op}_backward", launcher)
+    monkeypatch.setattr(backend, "_broken", {})
+    monkeypatch.setattr(backend, "reasons_against", lambda kernel, device: ())
+    with use_backend("auto"), pytest.warns(RuntimeWarning, match=f"^{op} runs on PyTorch's ops: .*no space left"):
+        got = run(layer, x, given)
+    assert taken == [True] * 4
+    assert_same(got, want)
 
 
 @pytest.mark.parametrize("given", [{"key_mask": True}, {"bias": True}], ids=str)
@@ -269,8 +289,8 @@ def packed_model(**changes):
 def test_a_gradient_retained_at_any_hidden_state_is_whole(taken):
     """Between the layers every tensor is the user's: a residual's gradient must not pass it by."""
     grads = []
-    for backend in ("triton", "reference"):
-        with use_backend(backend):
+    for name in ("triton", "reference"):
+        with use_backend(name):
             model, rows = packed_model()
             output = model(rows, output_hidden_states=True)
             for state in output.hidden_states:
