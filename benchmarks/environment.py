@@ -12,7 +12,7 @@ from benchmarks.options import ROOT
 
 PACKAGES = (
     "torch", "triton", "transformers", "numpy", "bert-fast", "sentence-transformers", "onnx", "onnxruntime", "openvino",
-    "ctranslate2", "flash-attn", "liger-kernel", "apex", "transformer-engine", "xformers",
+    "nncf", "ctranslate2", "flash-attn", "liger-kernel", "apex", "transformer-engine", "xformers",
 )  # fmt: skip
 _INSTRUCTIONS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
 # What changes a measurement when it is set.
