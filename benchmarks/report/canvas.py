@@ -1,9 +1,9 @@
-"""What all plots share: figures, colours, the line that says where a run took place."""
+"""What all plots share: figures, headings, colours, units, the line that says where a run took place."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 Row = dict[str, Any]
@@ -11,6 +11,12 @@ OURS = "bert_fast"
 # Ours in one strong colour, everybody else in calm ones that differ in lightness, too.
 COLOURS = (
     "#d1495b", "#1f3b57", "#5b8fb9", "#7a9e7e", "#b08968", "#8d7aa5", "#4d4d4d", "#9aa5b1", "#c2a83e", "#6aa3a0",
+)  # fmt: skip
+GREY = "#666666"
+# Those who are in most runs look the same in all of them.
+_ALWAYS = (
+    OURS, "transformers", "transformers, torch.compile", "ONNX Runtime", "OpenVINO", "CTranslate2",
+    "sentence-transformers",
 )  # fmt: skip
 
 
@@ -28,24 +34,54 @@ def figure_of(width: float, height: float, columns: int = 1, rows: int = 1) -> t
     """A figure and its axes ``[rows, columns]``, inches."""
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(rows, columns, figsize=(width, height), squeeze=False)
+    figure, axes = pyplot.subplots(rows, columns, figsize=(width, height), squeeze=False, layout="constrained")
     for axis in axes.flat:
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(True, color="#e6e6e6", linewidth=0.8)
         axis.set_axisbelow(True)
+        axis.tick_params(labelsize=8)
     return figure, axes
+
+
+def heading(figure: Any, title: str, facts: dict[str, Any], note: str = "", *, model: bool = True) -> None:
+    """Above the figure what it shows, and of what: model, machine, dtype; a note below it."""
+    from matplotlib.transforms import ScaledTranslation
+
+    what = f"{facts['settings']['model']} on {machine(facts)}" if model else machine(facts)
+    lines = (title, 1, 24, 12, "black"), (what, 1, 9, 8, GREY), (note, 0, -14, 8, GREY)
+    for text, height, points, size, ink in lines:
+        moved = figure.transFigure + ScaledTranslation(4 / 72, points / 72, figure.dpi_scale_trans)
+        figure.text(0, height, text, transform=moved, fontsize=size, color=ink)
+
+
+def legend(axis: Any, **options: Any) -> None:
+    """Who is who, beside the plot and never over it."""
+    axis.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0), **options)
 
 
 def colour(name: str, names: Sequence[str]) -> str:
     """Of a name, the same wherever the same names are shown."""
-    if name == OURS:
-        return COLOURS[0]
-    others = [other for other in names if other != OURS]
-    return COLOURS[1 + others.index(name) % (len(COLOURS) - 1)]
+    if name in _ALWAYS:
+        return COLOURS[_ALWAYS.index(name)]
+    rest = [other for other in names if other not in _ALWAYS]
+    free = COLOURS[len(_ALWAYS) :] if any(other in _ALWAYS[1:] for other in names) else COLOURS[1:]
+    return free[rest.index(name) % len(free)]
+
+
+def thousands(value: float, _: Any = None) -> str:
+    """A tick's label: 1500 is 1.5k."""
+    return f"{value / 1000:g}k" if abs(value) >= 1000 else f"{value:g}"
+
+
+def operations(rates: Iterable[float]) -> tuple[str, float]:
+    """The unit for operations a second that suits the largest, and what to divide by."""
+    return ("TFLOP/s", 1e12) if max(rates, default=0.0) >= 1e12 else ("GFLOP/s", 1e9)
 
 
 def machine(facts: dict[str, Any]) -> str:
-    """Where and how, for the foot of a plot."""
-    env = facts["environment"]
-    where = env["gpu"]["name"] if facts["settings"]["device"] == "cuda" and env["gpu"] else env["processor"]
-    return f"{where}, {facts['settings']['dtype']}, {facts['settings']['threads']} CPU threads"
+    """Where and how."""
+    env, settings = facts["environment"], facts["settings"]
+    if settings["device"] == "cuda" and env["gpu"]:
+        return f"{env['gpu']['name']}, {settings['dtype']}"
+    threads = settings["threads"]
+    return f"{env['processor']}, {threads} thread{'s' if threads > 1 else ''}, {settings['dtype']}"

@@ -7,6 +7,7 @@ import html
 import json
 from typing import Any
 
+from benchmarks.report.canvas import machine
 from benchmarks.report.tables import Table, tables
 
 _STYLE = """
@@ -30,14 +31,13 @@ _CAPTIONS = {
 def page(facts: dict[str, Any], plots: dict[str, bytes]) -> str:
     """The page of a run."""
     env, settings = facts["environment"], facts["settings"]
-    machine = env["gpu"]["name"] if env["gpu"] else env["processor"]
     versions = ", ".join(f"{name} {version}" for name, version in env["versions"].items())
     tiny = "<p><strong>A rehearsal with tiny sizes: no measurement.</strong></p>" if settings.get("tiny") else ""
     parts = [
         "<!doctype html><html lang='en'><meta charset='utf-8'><meta name='viewport' content='width=device-width'>",
-        f"<title>bert_fast benchmarks: {_safe(machine)}</title><style>{_STYLE}</style>",
-        f"<h1>bert_fast benchmarks</h1><p class='facts'>{_safe(machine)}, {env['cores']} cores, {settings['threads']} "
-        f"threads, {settings['dtype']}; {_safe(facts['started'])}; revision {_safe(str(facts['revision']))}</p>",
+        f"<title>bert_fast benchmarks: {_safe(machine(facts))}</title><style>{_STYLE}</style>",
+        f"<h1>bert_fast benchmarks</h1><p class='facts'>{_safe(settings['model'])} on {_safe(machine(facts))}; "
+        f"{_safe(facts['started'])}; revision {_safe(str(facts['revision']))}</p>",
         f"<p class='facts'>{_safe(versions)}</p>{tiny}",
     ]
     for name in (name for name in _CAPTIONS if name in plots):

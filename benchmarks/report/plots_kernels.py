@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.report.canvas import COLOURS, OURS, Row, colour, figure_of, machine
+from benchmarks.report.canvas import COLOURS, GREY, OURS, Row, colour, figure_of, heading, legend, operations
 from benchmarks.roofs import Roof
+
+_MARKS = {"forward": "o", "training": "s", "backward": "^", "step": "D"}
+_DIRECTIONS = {"step": "step (forward and backward)"}
 
 
 def roofline(rows: Sequence[Row], facts: dict[str, Any]) -> Any:
@@ -18,40 +20,41 @@ def roofline(rows: Sequence[Row], facts: dict[str, Any]) -> Any:
     if not timed:
         return None
     roof = Roof.of(row for row in rows if "roof" in row)
-    figure, ((axis,),) = figure_of(9, 5.2)
+    unit, scale = operations([roof.flops_per_s])
+    figure, ((axis,),) = figure_of(10, 5.4)
     ridge = roof.flops_per_s / roof.bytes_per_s
     intensities = [row["flops"] / row["bytes"] for row in timed]
     low, high = min(*intensities, ridge) / 4, max(*intensities, ridge) * 3
     x = np.geomspace(low, high, 200)
-    axis.plot(x, np.minimum(x * roof.bytes_per_s, roof.flops_per_s) / 1e12, color="#444444", linewidth=1.6)
-    slope = min(x[40] * roof.bytes_per_s, roof.flops_per_s) / 1e12
-    axis.annotate(f"copy {roof.bytes_per_s / 1e9:,.0f} GB/s", (x[40], slope), ha="right", va="bottom", fontsize=8,
-                  color="#444444")  # fmt: skip
-    axis.annotate(f"matmul {roof.flops_per_s / 1e12:,.3g} TFLOP/s", (x[-1], roof.flops_per_s / 1e12), ha="right",
-                  va="bottom", fontsize=8, color="#444444")  # fmt: skip
+    axis.plot(x, np.minimum(x * roof.bytes_per_s, roof.flops_per_s) / scale, color="#444444", linewidth=1.6)
+    corner = (ridge, roof.flops_per_s / scale)
+    said = f"copy {roof.bytes_per_s / 1e9:,.3g} GB/s up to here, then matmul {corner[1]:,.3g} {unit}"
+    axis.annotate(said, corner, ha="left", va="bottom", fontsize=8, color="#444444", xytext=(0, 4),
+                  textcoords="offset points")  # fmt: skip
     names = list(dict.fromkeys(row["provider"] for row in timed))
-    marks = {"forward": "o", "training": "s", "backward": "^", "step": "D"}
+    items = list(dict.fromkeys(row["item"] for row in timed))
     for row in timed:
         ours = row["provider"] == OURS
+        place = row["flops"] / row["bytes"], row["tflop_per_s"] * 1e12 / scale
         axis.scatter(
-            row["flops"] / row["bytes"], row["tflop_per_s"], marker=marks[row["direction"]], s=60 if ours else 32,
-            color=colour(row["provider"], names), zorder=3 if ours else 2, alpha=0.95 if ours else 0.75,
-            edgecolors="white", linewidths=0.6,
+            *place, marker=_MARKS[row["direction"]], s=120 if ours else 34, color=colour(row["provider"], names),
+            zorder=2 if ours else 3, alpha=0.9, edgecolors="white", linewidths=0.6,
         )  # fmt: skip
-    written: list[tuple[float, float]] = []
-    for row in (row for row in timed if row["provider"] == OURS):
-        place = row["flops"] / row["bytes"], row["tflop_per_s"]
-        at = math.log10(place[0]), math.log10(place[1])
-        if all(abs(at[0] - x) > 0.25 or abs(at[1] - y) > 0.07 for x, y in written):  # else one name covers another
-            axis.annotate(f"{row['item']}, {row['direction']}", place, fontsize=6.5, xytext=(7, -2),
-                          textcoords="offset points", color=COLOURS[0])  # fmt: skip
-            written.append(at)
+        if ours:
+            axis.annotate(str(items.index(row["item"]) + 1), place, fontsize=8, xytext=(8, -3), zorder=4,
+                          textcoords="offset points", color=COLOURS[0], fontweight="bold")  # fmt: skip
+    axis.set(xscale="log", yscale="log", xlabel="operations a byte", ylabel=unit)
+    for ticks in (axis.xaxis, axis.yaxis):
+        ticks.set_major_formatter(lambda value, _: f"{value:g}")
     for name in names:
         axis.scatter([], [], color=colour(name, names), label=name)
-    axis.set(xscale="log", yscale="log", xlabel="operations a byte", ylabel="TFLOP/s", title="Roofline")
-    axis.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    figure.text(0.01, -0.02, machine(facts) + ". Circle forward, square training, triangle backward, diamond both.",
-                fontsize=7, color="#666666")  # fmt: skip
+    for direction in dict.fromkeys(row["direction"] for row in timed):
+        axis.scatter([], [], color=GREY, marker=_MARKS[direction], label=_DIRECTIONS.get(direction, direction))
+    for place, item in enumerate(items, 1):
+        axis.scatter([], [], color=COLOURS[0], marker=f"${place}$", label=item)
+    legend(axis)
+    note = "Ops that compute next to nothing, as LayerNorm, are bound by the copy: see the share of the roof."
+    heading(figure, "Roofline", facts, note, model=False)
     return figure
 
 
@@ -62,20 +65,20 @@ def shares(rows: Sequence[Row], facts: dict[str, Any]) -> Any:
         return None
     groups = list(dict.fromkeys((row["item"], row["direction"]) for row in timed))
     names = list(dict.fromkeys(row["provider"] for row in timed))
-    figure, ((axis,),) = figure_of(9, 0.36 * len(groups) + 1.4)
-    for name in names[::-1]:
+    figure, ((axis,),) = figure_of(9, 0.27 * len(groups) + 1.2)
+    for name in names:
         found = {(r["item"], r["direction"]): r["of_roof"] for r in timed if r["provider"] == name}
         places = [i for i, key in enumerate(groups) if key in found]
-        axis.scatter(
-            [found[groups[i]] for i in places], places, color=colour(name, names), label=name,
-            s=58 if name == OURS else 30, zorder=3 if name == OURS else 2, edgecolors="white", linewidths=0.6,
+        axis.scatter(  # ours large and below, so that nobody hides anybody
+            [found[groups[i]] for i in places], places, color=colour(name, names), label=name, clip_on=False,
+            s=90 if name == OURS else 24, zorder=3 if name == OURS else 4, edgecolors="white", linewidths=0.6,
         )  # fmt: skip
-    axis.set_yticks(range(len(groups)), [f"{item}, {direction}" for item, direction in groups], fontsize=7.5)
+    axis.set_yticks(range(len(groups)), [f"{item}, {direction}" for item, direction in groups], fontsize=8)
     axis.set_ylim(len(groups) - 0.5, -0.5)
     axis.axvline(1.0, color="#444444", linewidth=1.2)
     axis.set_xlim(left=0)
     axis.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-    axis.set(xlabel="of what the machine's copy and matmul speed allow", title="Share of the roof")
-    axis.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    axis.set_title(machine(facts), fontsize=7, color="#666666", loc="right")
+    axis.set_xlabel("of what the machine's copy and matmul speed allow; above 100%: out of its caches", fontsize=9)
+    legend(axis)
+    heading(figure, "Share of the roof", facts, model=False)
     return figure

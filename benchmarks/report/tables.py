@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-Row = dict[str, Any]
+from benchmarks.report.canvas import Row, operations
+
 BASELINE = "transformers"
 
 
@@ -31,7 +32,20 @@ def tables(facts: dict[str, Any]) -> list[Table]:
     for section, rows in facts["sections"].items():
         found += makers[section](rows)
     found.append(_unmeasured(facts["sections"]))
-    return [table for table in found if table.rows]
+    return [_without_empty(table) for table in found if table.rows]
+
+
+def _without_empty(table: Table) -> Table:
+    """Without the columns in which nothing was measured."""
+    columns = range(len(table.head))
+    kept = [i for i in columns if i < table.named or any(row[i] != "-" for row in table.rows)]
+    rows = tuple(tuple(row[i] for i in kept) for row in table.rows)
+    return replace(table, head=tuple(table.head[i] for i in kept), rows=rows)
+
+
+def _of(rows: Sequence[Row]) -> str:
+    """The model and dtype that rows are about, for a title."""
+    return f": {rows[0]['model']}, {rows[0]['dtype']}" if rows else ""
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -48,27 +62,40 @@ def _spread(row: Row, scale: float = 1.0) -> str:
 
 
 def _kernels(rows: Sequence[Row]) -> list[Table]:
+    roofs = [row for row in rows if "roof" in row]
+    unit, scale = operations(row.get("flops_per_s", 0.0) for row in roofs)
     machine = tuple(
-        (row["roof"], number(row["us"]), number(row.get("bytes_per_s", 0) / 1e9) if "bytes_per_s" in row else "-",
-         number(row["flops_per_s"] / 1e12) if "flops_per_s" in row else "-")
-        for row in rows if "roof" in row
+        (row["roof"], number(row["us"]), number(_over(row.get("bytes_per_s"), 1e9)),
+         number(_over(row.get("flops_per_s"), scale)))
+        for row in roofs
     )  # fmt: skip
     timed = [row for row in rows if "us" in row and "item" in row]
+    fastest: dict[tuple[str, str], float] = {}
+    for row in timed:
+        key = row["item"], row["direction"]
+        fastest[key] = min(row["us"], fastest.get(key, row["us"]))
     lines = tuple(
         (row["item"], row["direction"], row["provider"], number(row["us"]) + ("*" if row["host_bound"] else ""),
-         _spread(row), number(row.get("graph_us")), number(row["gb_per_s"]), number(row.get("tflop_per_s")),
-         f"{row['of_roof']:.0%}", row["bound"], number(row.get("peak_mib")), number(row["error_ratio"], 2))
+         f"{row['us'] / fastest[row['item'], row['direction']]:.2f}", _spread(row), number(row.get("graph_us")),
+         number(row["gb_per_s"]), number(_over(row.get("tflop_per_s"), scale / 1e12)), f"{row['of_roof']:.0%}",
+         row["bound"], number(row.get("peak_mib")), number(row["error_ratio"], 2))
         for row in timed
     )  # fmt: skip
     head = (
-        "op", "direction", "provider", "us", "20th .. 80th", "us, graph", "GB/s", "TFLOP/s", "of the roof", "bound by",
-        "peak MiB", "error",
+        "op", "direction", "provider", "us", "x fastest", "20th .. 80th", "us, graph", "GB/s", unit, "of the roof",
+        "bound by", "peak MiB", "error",
     )  # fmt: skip
-    note = "error: the worst, as a share of what the numeric contract allows. *: the GPU may have waited for the host."
+    note = "x fastest: its time over that of the fastest. error: the worst, as a share of what the contract allows."
+    if any(row["host_bound"] for row in timed):
+        note += " *: the GPU may have waited for the host."
     return [
-        Table("What the machine can do", ("roof", "us", "GB/s", "TFLOP/s"), machine),
+        Table("What the machine can do", ("roof", "us", "GB/s", unit), machine),
         Table("Ops", head, lines, 3, note),
     ]
+
+
+def _over(value: float | None, scale: float) -> float | None:
+    return None if value is None else value / scale
 
 
 def _pivot(
@@ -123,7 +150,7 @@ def _latency(rows: Sequence[Row]) -> list[Table]:
         return " / ".join(number(row[f"p{q}_ms"]) for q in (50, 90, 99))
 
     note = "Milliseconds: 50th / 90th / 99th percentile."
-    return [_pivot("Latency of one text", timed, ("peer",), lambda r: r["workload"], cell, note)]
+    return [_pivot(f"Latency of one text{_of(timed)}", timed, ("peer",), lambda r: r["workload"], cell, note)]
 
 
 def _training(rows: Sequence[Row]) -> list[Table]:
@@ -135,7 +162,7 @@ def _training(rows: Sequence[Row]) -> list[Table]:
         for row in timed
     )  # fmt: skip
     head = ("peer", "ms a step", "20th .. 80th", "sequences/s", "tokens/s", "beside transformers", "peak MiB")
-    return [Table("A step of training", head, lines)]
+    return [Table(f"A step of training{_of(timed)}", head, lines)]
 
 
 def _scaling(rows: Sequence[Row]) -> list[Table]:
@@ -151,25 +178,27 @@ def _scaling(rows: Sequence[Row]) -> list[Table]:
 
 
 def _scenario(rows: Sequence[Row]) -> list[Table]:
-    offline = tuple(
-        (row["peer"], number(row["samples_per_s"]), number(row["flops_per_s"] / 1e12), number(row["mean_tokens"]))
-        for row in rows if row.get("scenario") == "offline"
+    offline = [row for row in rows if row.get("scenario") == "offline"]
+    server = [row for row in rows if row.get("scenario") == "server"]
+    most = [row for row in rows if row.get("scenario") == "server, most within the bound"]
+    unit, scale = operations(row["flops_per_s"] for row in offline)
+    all_at_once = tuple(
+        (row["peer"], number(row["samples_per_s"]), number(row["flops_per_s"] / scale), number(row["mean_tokens"]),
+         number(row["samples"]))
+        for row in offline
     )  # fmt: skip
-    server = tuple(
+    arriving = tuple(
         (row["peer"], f"{row['load']:.0%}", number(row["samples_per_s"]), number(row["p50_ms"]), number(row["p99_ms"]),
-         "yes" if row["held"] else "no")
-        for row in rows if row.get("scenario") == "server"
+         number(row["samples"]), "yes" if row["held"] else "no")
+        for row in server
     )  # fmt: skip
-    most = tuple(
-        (row["peer"], number(row["samples_per_s"]), number(row["bound_ms"]))
-        for row in rows
-        if row.get("scenario", "").startswith("server, most")
-    )
-    heads = ("peer", "load", "samples/s", "p50 ms", "p99 ms", "held")
+    held = tuple((row["peer"], number(row["samples_per_s"] or None), number(row["bound_ms"])) for row in most)
+    heads = ("peer", "load", "samples/s", "p50 ms", "p99 ms", "samples", "held")
+    note = "load: as a share of the peer's own offline rate; of 100 samples or fewer, p99 is the slowest."
     return [
-        Table("Offline", ("peer", "samples/s", "TFLOP/s", "mean tokens"), offline),
-        Table("Server, Poisson arrivals", heads, server, note="load: as a share of the peer's own offline rate"),
-        Table("Server, the most within the bound", ("peer", "samples/s", "p99 bound, ms"), most),
+        Table(f"Offline{_of(offline)}", ("peer", "samples/s", unit, "mean tokens", "samples"), all_at_once),
+        Table(f"Server, Poisson arrivals{_of(server)}", heads, arriving, note=note),
+        Table(f"Server, the most within the bound{_of(most)}", ("peer", "samples/s", "p99 bound, ms"), held),
     ]
 
 
@@ -185,15 +214,16 @@ def _against(rows: Sequence[Row]) -> list[Table]:
 
 
 def _unmeasured(sections: dict[str, list[Row]]) -> Table:
-    lines = []
+    """Who was not measured and why, a line for all that one reason holds for."""
+    found: dict[tuple[str, str, str], dict[str, None]] = {}
     for section, rows in sections.items():
         for row in rows:
-            reason = reason_of(row)
-            if reason:
+            if reason := reason_of(row):
                 what = row.get("item") or row.get("workload") or row.get("case") or ""
-                line = (section, what, row.get("provider") or row.get("peer") or "", reason)
-                lines.append(line)
-    return Table("Not measured", ("section", "what", "who", "why"), tuple(dict.fromkeys(lines)), 4)
+                who = row.get("provider") or row.get("peer") or ""
+                found.setdefault((section, who, reason), {})[what] = None
+    lines = tuple((section, who, reason, ", ".join(what)) for (section, who, reason), what in found.items())
+    return Table("Not measured", ("section", "who", "why", "what"), lines, 4)
 
 
 def reason_of(row: Row) -> str | None:

@@ -98,8 +98,14 @@ def fitted(sweep: str, values: Sequence[float], seconds: Sequence[float]) -> dic
     coefficients, *_ = np.linalg.lstsq(np.stack([c / y for c in columns], 1), np.ones_like(y), rcond=None)
     predicted = sum(c * column for c, column in zip(coefficients, columns, strict=True))
     fixed, each = (float(c) for c in coefficients)
-    law = f"{fixed:,.0f} us + {each:,.3g} us a {_ONE[sweep]}"
+    law = f"{_short(fixed)} + {_short(each)} a {_ONE[sweep]}"
     return {"law": law, "fixed_us": fixed, "each_us": each, "explained": _explained(y, predicted)}
+
+
+def _short(us: float) -> str:
+    """Three digits, and no power of ten."""
+    value, unit = (us / 1e3, "ms") if abs(us) >= 1000 else (us, "us")
+    return f"{float(f'{value:.3g}'):,g} {unit}"
 
 
 _ONE = {"batch": "sequence", "tokens": "token", "length": "token of length", "layers": "layer"}

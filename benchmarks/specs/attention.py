@@ -54,7 +54,7 @@ def spec(context: Context, length: int | None, p: float, bias: bool = False) -> 
             t["q"], t["k"], t["v"], t["cu_seqlens"], t["max_seqlen"], bias=t["bias"], **dropout
         )
 
-    peers = [] if bias else [*_varlen(context), *([] if fixed is None else _dense(context))]
+    peers = [] if bias else [*_varlen(context), *([] if fixed is None else _dense(context, p))]
     terms = max(context.sizes.head_dim, fixed or 384)
     leaves = ("q", "k", "v", "bias") if bias else ("q", "k", "v")
     return Spec("attention", make, truth, (_ours(context), *peers), costs, (first, "backward"), leaves, p, terms)
@@ -123,9 +123,10 @@ def _varlen(context: Context) -> list[Provider]:
     ]
 
 
-def _dense(context: Context) -> list[Provider]:
+def _dense(context: Context, dropout: float) -> list[Provider]:
     """PyTorch's attention, one backend at a time, on the same memory seen as [B, N, S, D]."""
     on_gpu = None if context.device.type == "cuda" else "needs a GPU"
+    flash = "no dropout on a CPU" if on_gpu and dropout > 0 else None
 
     def provider(name: str, kind: SDPBackend, missing: str | None) -> Provider:
         def run(t: Tensors, p: float) -> Tensor:
@@ -138,7 +139,7 @@ def _dense(context: Context) -> list[Provider]:
 
     return [
         provider("math", SDPBackend.MATH, None),
-        provider("flash", SDPBackend.FLASH_ATTENTION, None),
+        provider("flash", SDPBackend.FLASH_ATTENTION, flash),
         provider("cudnn", SDPBackend.CUDNN_ATTENTION, on_gpu),
         provider("efficient", SDPBackend.EFFICIENT_ATTENTION, on_gpu),
     ]

@@ -15,6 +15,8 @@ import torch
 pytest.importorskip("transformers", reason="transformers is the peer that models are measured beside")
 from benchmarks import bench, peers  # noqa: E402
 from benchmarks.replay import CLOCK, benchmarked  # noqa: E402
+from benchmarks.report.canvas import colour, operations  # noqa: E402
+from benchmarks.report.page import page  # noqa: E402
 from benchmarks.report.store import read  # noqa: E402
 from benchmarks.report.tables import tables, text  # noqa: E402
 from benchmarks.sections import encoders  # noqa: E402
@@ -82,8 +84,36 @@ def test_tables_show_every_measurement(run):
     encoder = next(table for title, table in found.items() if title.endswith("padding"))
     assert "(1.00x)" in "".join(encoder.rows[1])
     assert any("needs a GPU" in row for row in found["Not measured"].rows)
-    lines = text(ops).splitlines()
-    assert len({len(line) for line in lines[2:3]}) == 1
+    assert "us, graph" not in ops.head and "peak MiB" not in ops.head, "nobody has them on a CPU"
+    place, fastest = ops.head.index("x fastest"), {}
+    for row in ops.rows:
+        fastest.setdefault(row[:2], []).append(float(row[place]))
+    assert all(min(times) == 1 for times in fastest.values()) and max(map(max, fastest.values())) > 1
+    _, head, _, *lines, _ = text(ops).splitlines()
+    end = head.index("x fastest") + len("x fastest")
+    assert all(re.fullmatch(r"\d\.\d\d ", line[end - 4 : end + 1]) for line in lines), "aligned on the right"
+    unmeasured = found["Not measured"].rows
+    assert len({row[:3] for row in unmeasured}) == len(unmeasured)
+    assert any(row[1] == "xformers" and "attention S=128, " in row[3] for row in unmeasured)
+
+
+def test_titles_and_units_are_those_of_the_machine_that_measured(run):
+    """Where a GPU is, and was not used, its name would be wrong; a processor's operations are not in TFLOP/s."""
+    _, facts, _ = run
+    beside_a_gpu = facts | {"environment": facts["environment"] | {"gpu": {"name": "H200"}}}
+    whole = page(beside_a_gpu, {})
+    assert f"tiny on {facts['environment']['processor']}, 1 thread, float32" in whole.partition("<h2>")[0]
+    on_it = beside_a_gpu | {"settings": facts["settings"] | {"device": "cuda", "dtype": "bfloat16"}}
+    assert "tiny on H200, bfloat16" in page(on_it, {}).partition("<h2>")[0]
+    assert operations([3e11, 9e11]) == ("GFLOP/s", 1e9) and operations([3e11, 2e15]) == ("TFLOP/s", 1e12)
+
+
+def test_a_peer_has_one_colour_in_all_plots():
+    few, many = ("bert_fast", "OpenVINO"), ("transformers", "paper", "bert_fast", "OpenVINO", "pencil")
+    assert colour("OpenVINO", few) == colour("OpenVINO", many)
+    assert len({colour(name, many) for name in many}) == len(many)
+    kernels = ("bert_fast", "eager", "torch.compile", "liger", "apex", "xformers", "a", "b", "c")
+    assert len({colour(name, kernels) for name in kernels}) == len(kernels)
 
 
 def test_page_and_plots_are_whole_and_need_nothing_else(run):
