@@ -39,6 +39,7 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError('pytest benchmarks needs pytest-benchmark: pip install -e ".[bench]"')
     import torch
 
+    from benchmarks.environment import environment
     from benchmarks.settings import Settings
 
     def option(name: str) -> Any:
@@ -49,6 +50,7 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError("--device cuda: torch.cuda.is_available() is False here")
     on_gpu = device == "cuda"
     torch.set_num_threads(option("--threads") or torch.get_num_threads())
+    config.stash[ENVIRONMENT] = environment()
     config.stash[SETTINGS] = Settings(
         device=device,
         dtype=option("--dtype") or ("bfloat16" if on_gpu else "float32"),
@@ -61,13 +63,20 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 SETTINGS: pytest.StashKey = pytest.StashKey()
+ENVIRONMENT: pytest.StashKey = pytest.StashKey()
 
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict) -> None:
-    """The saved JSON holds where it was measured, as ``bert-fast bench`` says it."""
-    from benchmarks.environment import environment
+    """The saved JSON holds where it was measured, as ``bert-fast bench`` says it.
 
-    machine_info["bert_fast"] = environment()
+    Not how busy the machine was: it never is twice the same, and --benchmark-compare warns where anything here differs.
+    """
+    machine_info["bert_fast"] = {name: fact for name, fact in config.stash[ENVIRONMENT].items() if name != "load"}
+
+
+def pytest_benchmark_update_json(config: pytest.Config, benchmarks: list, output_json: dict) -> None:
+    """That is kept beside it."""
+    output_json["load"] = config.stash[ENVIRONMENT]["load"]
 
 
 @pytest.fixture(scope="session")

@@ -34,6 +34,7 @@ NAMES = (
     "hugging_face_flash",
     "hugging_face_compiled",
     "sentence_transformers_",
+    "torch_int8",
     "onnx_runtime",
     "openvino_",
     "ctranslate2_",
@@ -80,7 +81,7 @@ def only_on(setup: Setup, device: str, *dtypes: torch.dtype) -> str | None:
 
 
 def no_int8(setup: Setup) -> str | None:
-    """Why a peer cannot serve the setup: its int8 is that of another peer (ONNX Runtime, OpenVINO), or not measured."""
+    """Why a peer cannot serve the setup: its int8 is that of another peer, or not measured."""
     return "not measured in int8" if setup.dtype == torch.int8 else None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable, Sequence
+from itertools import zip_longest
 from typing import Any
 
 Row = dict[str, Any]
@@ -16,7 +17,7 @@ GREY = "#666666"
 # Those who are in most runs look the same in all of them.
 _ALWAYS = (
     OURS, "transformers", "transformers, torch.compile", "ONNX Runtime", "OpenVINO", "CTranslate2",
-    "sentence-transformers",
+    "sentence-transformers", "PyTorch, quantize_dynamic",
 )  # fmt: skip
 
 
@@ -64,7 +65,7 @@ def colour(name: str, names: Sequence[str]) -> str:
     if name in _ALWAYS:
         return COLOURS[_ALWAYS.index(name)]
     rest = [other for other in names if other not in _ALWAYS]
-    free = COLOURS[len(_ALWAYS) :] if any(other in _ALWAYS[1:] for other in names) else COLOURS[1:]
+    free = [code for code, owner in zip_longest(COLOURS, _ALWAYS) if owner != OURS and owner not in names]
     return free[rest.index(name) % len(free)]
 
 

@@ -137,7 +137,7 @@ def _model(rows: Sequence[Row]) -> list[Table]:
         ("padding", [r for r in timed if padded(r)]),
     ):
         which = f"{timed[0]['model']}, {timed[0]['dtype']}" if timed else ""
-        note = "Tokens that are not padding, a second; x: beside transformers as handed in."
+        note = "Tokens that are not padding, a second" + ("; x: beside transformers as handed in." if base else ".")
         columns = ("peer", "version", "order")
         found.append(_pivot(f"Encoder, {which}: {title}", chosen, columns, lambda r: r["workload"], cell, note))
     return found

@@ -113,7 +113,9 @@ def test_a_peer_has_one_colour_in_all_plots():
     assert colour("OpenVINO", few) == colour("OpenVINO", many)
     assert len({colour(name, many) for name in many}) == len(many)
     kernels = ("bert_fast", "eager", "torch.compile", "liger", "apex", "xformers", "a", "b", "c")
-    assert len({colour(name, kernels) for name in kernels}) == len(kernels)
+    gpu = ("bert_fast", "transformers", "bert_fast, packed", *(f"{name}, CUDA graph" for name in kernels[:6]))
+    for shown in (kernels, gpu):
+        assert len({colour(name, shown) for name in shown}) == len(shown)
 
 
 def test_page_and_plots_are_whole_and_need_nothing_else(run):
@@ -231,6 +233,18 @@ def test_int8_is_measured_and_its_error_said(tmp_path):
     assert {row["not run"] for row in rows if row["peer"] == "transformers"} == {"not measured in int8"}
 
 
+def test_pytorchs_own_int8_is_a_peer_where_pytorch_has_it(monkeypatch):
+    settings = Settings(tiny=True, threads=1, dtype="int8")
+    model = encoders.base_model(settings)
+    ((contender, row),) = encoders.prepared(settings, model, ("torch_int8",))
+    assert (contender is not None and 1e-3 < row["error_ratio"] < 1) or row.get("not run"), row
+    assert all(type(module) is not torch.ao.nn.quantized.dynamic.Linear for module in model.modules()), "in place"
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if "torch.ao" in name else find(name))
+    ((contender, row),) = encoders.prepared(settings, model, ("torch_int8",))
+    assert contender is None and "has no torch.ao.quantization any more" in row["not run"]
+
+
 def test_int8_that_rounds_too_much_is_not_timed(monkeypatch):
     settings = Settings(tiny=True, threads=1, dtype="int8")
     paper, original = Peer(0.5), peers.peer
@@ -302,6 +316,7 @@ def test_pytest_benchmarks_collects_and_says_who_is_missing(tmp_path):
     assert {row["extra_info"]["provider"] for row in kernels} == {"bert_fast", "eager"}
     assert all(row["extra_info"]["of_roof"] > 0 and row["extra_info"]["error_ratio"] <= 1 for row in kernels)
     assert saved["machine_info"]["bert_fast"]["versions"]["torch"] == torch.__version__
+    assert "load" in saved and "load" not in saved["machine_info"]["bert_fast"], "else no two runs can be compared"
 
 
 def test_saved_json_is_plain(run):
