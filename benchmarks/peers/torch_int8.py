@@ -6,7 +6,6 @@ Activations get one scale a tensor as they come, in 7 bits on x86, where fbgemm'
 from __future__ import annotations
 
 import copy
-import importlib.util
 import warnings
 
 import torch
@@ -25,8 +24,10 @@ def missing(setup: Setup) -> str | None:
     reason = only_on(setup, "cpu", torch.int8)
     if reason:
         return reason
-    if importlib.util.find_spec("torch.ao.quantization") is None:
-        return f"PyTorch {torch.__version__} has no torch.ao.quantization any more"
+    try:
+        from torch.ao.quantization import quantize_dynamic  # noqa: F401
+    except ImportError:
+        return f"PyTorch {torch.__version__} has no torch.ao.quantization.quantize_dynamic any more"
     engine = torch.backends.quantized.engine
     return "PyTorch was built without an engine for int8" if engine in ("", "none") else None
 

@@ -126,7 +126,7 @@ def latency(rows: Sequence[Row], facts: dict[str, Any]) -> Any:
         mine = sorted((row for row in timed if row["peer"] == name), key=lambda row: row["tokens"])
         x, y = [row["tokens"] for row in mine], [row["p50_ms"] for row in mine]
         _line(axis, x, y, name, names, yerr=[[0] * len(mine), [row["p99_ms"] - row["p50_ms"] for row in mine]])
-    _plain_log(axis, sorted({row["tokens"] for row in timed}), [row["p50_ms"] for row in timed])
+    _plain_log(axis, sorted({row["tokens"] for row in timed}), [row[f"p{q}_ms"] for row in timed for q in (50, 99)])
     axis.set(xlabel="tokens of the one text", ylabel="ms: median, up to the 99th percentile")
     legend(axis)
     heading(figure, "Latency of one text", facts)
