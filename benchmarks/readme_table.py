@@ -119,7 +119,7 @@ def lines_of(report: Facts, name: str) -> list[Line]:
 def conditions(reports: Sequence[Facts]) -> str:
     """One paragraph: what was measured on what; where the files differ, each value with whose it is."""
     processor = _shared(reports, _processor)
-    threads = _shared(reports, lambda r: f"{r['settings']['threads']} threads")
+    threads = _shared(reports, lambda r: f"{r['settings']['threads']} CPU threads")
     batch = _shared(reports, lambda r: f"batches of {r['settings']['batch_size']}")
     versions = [
         f"{package} {found}"
@@ -142,7 +142,7 @@ def _processor(report: Facts) -> str:
 
 
 def _version(package: str, peer: str, report: Facts) -> str:
-    """Empty where the peer was not timed, or nncf where it has nothing to do."""
+    """Empty where the peer was not timed, as one that has no such dtype, or nncf where it has nothing to do."""
     timed = any("tokens_per_s" in row and row["peer"] == peer for row in report["sections"]["model"])
     if not timed or (package == "nncf" and report["settings"]["dtype"] != "int8"):
         return ""
@@ -150,14 +150,15 @@ def _version(package: str, peer: str, report: Facts) -> str:
 
 
 def _shared(reports: Sequence[Facts], fact: Callable[[Facts], str]) -> str:
-    """The one value of all reports, or each with the reports that have it; empty values count for nothing."""
-    found: dict[str, list[str]] = {}
+    """The one value of all reports that have any, or, where they differ, each with whose it is."""
+    found: dict[str, dict[str, None]] = {}
     for report in reports:
         settings = report["settings"]
-        found.setdefault(fact(report), []).append(f"{settings['model']} {settings['dtype']}")
-    if len(found) == 1:
-        return next(iter(found))
-    return " or ".join(f"{value} ({', '.join(whose)})" for value, whose in found.items() if value)
+        if value := fact(report):
+            found.setdefault(value, {})[f"{settings['model']} {settings['dtype']}"] = None
+    if len(found) < 2:
+        return "".join(found)
+    return " or ".join(f"{value} ({', '.join(whose)})" for value, whose in found.items())
 
 
 def _place(line: Line) -> tuple[int, str, int]:

@@ -31,12 +31,14 @@ _CAPTIONS = {
 def page(facts: dict[str, Any], plots: dict[str, bytes]) -> str:
     """The page of a run."""
     env, settings = facts["environment"], facts["settings"]
+    encoders = set(facts["sections"]) - {"kernels"}
+    what = f"{settings['model']} on {machine(facts)}" if encoders else machine(facts)
     versions = ", ".join(f"{name} {version}" for name, version in env["versions"].items())
     tiny = "<p><strong>A rehearsal with tiny sizes: no measurement.</strong></p>" if settings.get("tiny") else ""
     parts = [
         "<!doctype html><html lang='en'><meta charset='utf-8'><meta name='viewport' content='width=device-width'>",
         f"<title>bert_fast benchmarks: {_safe(machine(facts))}</title><style>{_STYLE}</style>",
-        f"<h1>bert_fast benchmarks</h1><p class='facts'>{_safe(settings['model'])} on {_safe(machine(facts))}; "
+        f"<h1>bert_fast benchmarks</h1><p class='facts'>{_safe(what)}; "
         f"{_safe(facts['started'])}; revision {_safe(str(facts['revision']))}</p>",
         f"<p class='facts'>{_safe(versions)}</p>{tiny}",
     ]

@@ -118,18 +118,20 @@ def test_a_paragraph_says_where_and_with_which_versions(results, tmp_path):
     made = results("a.json", ROWS), results("b.json", ROWS, model="base")
     _, said = body(tmp_path, *made)
     assert said == (
-        "Tokens a second. Zen (avx2, avx512f), 2 threads, batches of 32; torch 2.13.0, transformers 5.24.0, openvino "
-        "2026.4. minilm: random weights, 6 layers of 384. base: random weights, 12 layers of 768."
+        "Tokens a second. Zen (avx2, avx512f), 2 CPU threads, batches of 32; torch 2.13.0, transformers 5.24.0, "
+        "openvino 2026.4. minilm: random weights, 6 layers of 384. base: random weights, 12 layers of 768."
     )
 
 
 def test_where_files_differ_each_value_has_its_files(results, tmp_path):
     one = results("a.json", ROWS)
-    other = results("b.json", ROWS, dtype="int8", threads=4, environment={"processor": "Lake"})
+    newer = {"torch": "2.14.0", "transformers": "5.24.0", "openvino": "2026.4", "nncf": "3.4"}
+    other = results("b.json", ROWS, dtype="int8", threads=4, environment={"processor": "Lake", "versions": newer})
     _, said = body(tmp_path, one, other)
     assert "Zen (avx2, avx512f) (minilm float32) or Lake (avx2, avx512f) (minilm int8)" in said
-    assert "2 threads (minilm float32) or 4 threads (minilm int8)" in said
-    assert "openvino 2026.4, nncf 3.4 (minilm int8)." in said
+    assert "2 CPU threads (minilm float32) or 4 CPU threads (minilm int8)" in said
+    assert "torch 2.13.0 (minilm float32) or 2.14.0 (minilm int8), transformers 5.24.0, openvino" in said
+    assert "openvino 2026.4, nncf 3.4. minilm:" in said, "what one file alone has use for differs nowhere"
 
 
 def test_every_version_that_is_shown_is_kept():
