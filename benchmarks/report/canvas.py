@@ -12,6 +12,7 @@ OURS = "bert_fast"
 # Ours in one strong colour, everybody else in calm ones that differ in lightness, too.
 COLOURS = (
     "#d1495b", "#1f3b57", "#5b8fb9", "#7a9e7e", "#b08968", "#8d7aa5", "#4d4d4d", "#9aa5b1", "#c2a83e", "#6aa3a0",
+    "#e3a587", "#46518a", "#3d7068", "#b9c48a", "#7b4b3a", "#c9a0c4", "#8c8c3a", "#a05195",
 )  # fmt: skip
 GREY = "#666666"
 # Those who are in most runs look the same in all of them.
@@ -70,8 +71,9 @@ def colour(name: str, names: Sequence[str]) -> str:
 
 
 def thousands(value: float, _: Any = None) -> str:
-    """A tick's label: 1500 is 1.5k."""
-    return f"{value / 1000:g}k" if abs(value) >= 1000 else f"{value:g}"
+    """At most three digits: 1499.9 is 1.5k, 2e6 is 2M."""
+    size, unit = next(((size, unit) for size, unit in ((1e6, "M"), (1e3, "k")) if abs(value) >= size), (1, ""))
+    return f"{value / size:.3g}{unit}"
 
 
 def operations(rates: Iterable[float]) -> tuple[str, float]:

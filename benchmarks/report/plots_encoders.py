@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.report.canvas import OURS, Row, colour, figure_of, heading, legend, thousands
-from benchmarks.report.tables import number
 
 _COLUMNS = 3  # panels beside each other
 
@@ -51,7 +50,7 @@ def peers(rows: Sequence[Row], facts: dict[str, Any]) -> Any:
         axis.barh(places, whole, color=colours, alpha=0.35)
         axis.barh(places, [given.get((workload, name), 0) for name in names], color=colours)
         for place, value in zip(places, whole, strict=True):
-            axis.annotate(number(value), (value, place), xytext=(3, 0), textcoords="offset points", va="center",
+            axis.annotate(thousands(value), (value, place), xytext=(3, 0), textcoords="offset points", va="center",
                           fontsize=8)  # fmt: skip
         axis.set_yticks(places, [""] * len(names) if index % _COLUMNS else names)
         axis.invert_yaxis()

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.report.canvas import COLOURS, GREY, OURS, Row, colour, figure_of, heading, legend, operations
+from benchmarks.report.tables import number
 from benchmarks.roofs import Roof
 
 _MARKS = {"forward": "o", "training": "s", "backward": "^", "step": "D"}
@@ -28,7 +29,7 @@ def roofline(rows: Sequence[Row], facts: dict[str, Any]) -> Any:
     x = np.geomspace(low, high, 200)
     axis.plot(x, np.minimum(x * roof.bytes_per_s, roof.flops_per_s) / scale, color="#444444", linewidth=1.6)
     corner = (ridge, roof.flops_per_s / scale)
-    said = f"copy {roof.bytes_per_s / 1e9:,.3g} GB/s up to here, then matmul {corner[1]:,.3g} {unit}"
+    said = f"copy {number(roof.bytes_per_s / 1e9)} GB/s up to here, then matmul {number(corner[1])} {unit}"
     axis.annotate(said, corner, ha="left", va="bottom", fontsize=8, color="#444444", xytext=(0, 4),
                   textcoords="offset points")  # fmt: skip
     names = list(dict.fromkeys(row["provider"] for row in timed))

@@ -15,7 +15,7 @@ import torch
 pytest.importorskip("transformers", reason="transformers is the peer that models are measured beside")
 from benchmarks import bench, peers  # noqa: E402
 from benchmarks.replay import CLOCK, benchmarked  # noqa: E402
-from benchmarks.report.canvas import colour, operations  # noqa: E402
+from benchmarks.report.canvas import colour, operations, thousands  # noqa: E402
 from benchmarks.report.page import page  # noqa: E402
 from benchmarks.report.store import read  # noqa: E402
 from benchmarks.report.tables import tables, text  # noqa: E402
@@ -106,13 +106,14 @@ def test_titles_and_units_are_those_of_the_machine_that_measured(run):
     on_it = beside_a_gpu | {"settings": facts["settings"] | {"device": "cuda", "dtype": "bfloat16"}}
     assert "tiny on H200, bfloat16" in page(on_it, {}).partition("<h2>")[0]
     assert operations([3e11, 9e11]) == ("GFLOP/s", 1e9) and operations([3e11, 2e15]) == ("TFLOP/s", 1e12)
+    assert [thousands(value) for value in (0, 950, 1499.9, 15_349, 2e6)] == ["0", "950", "1.5k", "15.3k", "2M"]
 
 
 def test_a_peer_has_one_colour_in_all_plots():
     few, many = ("bert_fast", "OpenVINO"), ("transformers", "paper", "bert_fast", "OpenVINO", "pencil")
     assert colour("OpenVINO", few) == colour("OpenVINO", many)
     assert len({colour(name, many) for name in many}) == len(many)
-    kernels = ("bert_fast", "eager", "torch.compile", "liger", "apex", "xformers", "a", "b", "c")
+    kernels = ("bert_fast", "eager", "torch.compile", "liger", "apex", "xformers", *"abcdefghijkl")
     gpu = ("bert_fast", "transformers", "bert_fast, packed", *(f"{name}, CUDA graph" for name in kernels[:6]))
     for shown in (kernels, gpu):
         assert len({colour(name, shown) for name in shown}) == len(shown)
