@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import importlib.util
 import signal
 import sys
 import time
@@ -34,6 +35,7 @@ def main(arguments: Sequence[str] | None = None, program: str | None = None) -> 
     for name in chosen.sections:
         if name not in sections.NAMES:
             parser.error(f"a section must be one of {', '.join(sections.NAMES)}, not {name!r}")
+    _can_keep(chosen)
     if chosen.source is not None:
         from benchmarks.report.store import read
 
@@ -41,6 +43,19 @@ def main(arguments: Sequence[str] | None = None, program: str | None = None) -> 
         _show(facts)
         return _keep(facts, chosen)
     return _measure(chosen)
+
+
+def _can_keep(chosen: argparse.Namespace) -> None:
+    """Before anything is measured, since after an hour it would be lost.
+
+    Raises:
+        ValueError: a file's folder does not exist, or plots cannot be drawn.
+    """
+    for option, path in (("--json", chosen.json), ("--html", chosen.html)):
+        if path is not None and not path.absolute().parent.is_dir():
+            raise ValueError(f"{option} must name a file in a folder that exists, not {str(path)!r}")
+    if (chosen.plots or chosen.html) and importlib.util.find_spec("matplotlib") is None:
+        raise ValueError('--plots and --html need matplotlib: pip install -e ".[bench]" brings it')
 
 
 def _measure(chosen: argparse.Namespace) -> int:
@@ -154,10 +169,7 @@ def _keep(facts: dict[str, Any], chosen: argparse.Namespace) -> int:
     from benchmarks.report.plots import plots
     from bert_fast.io import atomic_write
 
-    try:
-        made = plots(facts)
-    except ImportError as error:
-        raise ValueError(f'plots need matplotlib, pip install -e ".[bench]" brings it: {error}') from None
+    made = plots(facts)
     if chosen.plots is not None:
         chosen.plots.mkdir(parents=True, exist_ok=True)
         for name, data in made.items():

@@ -146,6 +146,8 @@ def test_mistakes_are_one_line(tmp_path, capsys):
         (["model", *TINY, "--texts", str(broken)], "--model the folder of a model"),
         (["training", *TINY[1:], "--model", "elsewhere"], "not 'elsewhere'"),
         (["kernels", *TINY, "--dtype", "int8"], "--dtype int8 is for the encoders on a CPU"),
+        (["kernels", *TINY, "--json", str(tmp_path / "no" / "x.json")], "--json must name a file in a folder that"),
+        (["kernels", *TINY, "--html", str(tmp_path / "no" / "x.html")], "--html must name a file in a folder that"),
         (["kernels", *TINY, "--against", "no-such-revision"], "not 'no-such-revision'"),
     ):
         assert cli.main(["bench", *arguments]) == 2
@@ -153,6 +155,14 @@ def test_mistakes_are_one_line(tmp_path, capsys):
     with pytest.raises(SystemExit):
         cli.main(["bench", "everything"])
     assert "a section must be one of kernels" in capsys.readouterr().err
+
+
+def test_plots_that_nobody_could_draw_are_an_error_before_the_first_measurement(tmp_path, monkeypatch, capsys):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "matplotlib" else find(name, *a))
+    monkeypatch.setattr(bench, "_measure", lambda chosen: pytest.fail("measured"))
+    assert cli.main(["bench", "kernels", *TINY, "--plots", str(tmp_path / "plots")]) == 2
+    assert "need matplotlib" in capsys.readouterr().err
 
 
 def test_without_a_checkout_the_command_says_what_to_do(tmp_path, monkeypatch, capsys):
