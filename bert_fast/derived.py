@@ -85,18 +85,24 @@ def plain_linear(module: nn.Module) -> bool:
 
     Not so for LoRA and quantised layers either: there the weight alone is not what the module computes.
     """
-    return (
-        plain(module, nn.Linear)
-        and plain_tensors(module.weight)
-        and (module.bias is None or plain_tensors(module.bias))
-    )
+    if not plain(module, nn.Linear):
+        return False
+    weight, bias = _held(module, "weight"), _held(module, "bias")
+    return plain_tensors(weight) and (bias is None or plain_tensors(bias))
 
 
 def plain_norm(module: nn.Module) -> bool:
     """Whether calling ``module`` is no more than LayerNorm over the last dimension with its own weight and bias."""
-    if not plain(module, nn.LayerNorm) or module.weight is None or module.bias is None:
+    if not plain(module, nn.LayerNorm):
         return False
-    return plain_tensors(module.weight, module.bias)
+    weight, bias = _held(module, "weight"), _held(module, "bias")
+    return weight is not None and bias is not None and plain_tensors(weight, bias)
+
+
+def _held(module: nn.Module, name: str) -> Tensor | None:
+    """``getattr(module, name)``, which costs ten times as much where it is an ordinary parameter."""
+    found = module._parameters.get(name)
+    return getattr(module, name) if found is None else found
 
 
 def _fingerprint(sources: Sequence[Tensor]) -> int:

@@ -99,15 +99,15 @@ def call(module: nn.Module, x: Tensor) -> Tensor:
 
 
 def _packed(modules: tuple[nn.Module, ...], x: Tensor) -> PackedLinear | None:
-    if not _packing_allowed(x.device) or x.shape[0] != rows_to_pack(x.shape[0]):
+    if not _packing_allowed(x.device) or x.shape[0] != rows_to_pack(x.shape[0]) or not _plain(modules):
         return None
     return packed(modules, x)
 
 
 def packed(modules: tuple[nn.Module, ...], x: Tensor, always: bool = False) -> PackedLinear | None:
-    """One product for all these layers, on rows like ``x``, ``rows_to_pack`` of them, where weights may be packed.
+    """One product for all these plain layers, on rows like ``x``, ``rows_to_pack`` of them, where weights may be packed.
 
-    None where a layer has to be called, or they differ in kind or (but for ``always``) run otherwise.
+    None where they differ in kind or (but for ``always``) run otherwise.
     """
     if not _same_kind(modules):
         return None
@@ -119,7 +119,7 @@ def packed(modules: tuple[nn.Module, ...], x: Tensor, always: bool = False) -> P
 
 
 def byte_products(modules: tuple[nn.Module, ...]) -> ByteLinear | None:
-    """One product in int8 for all these layers; None where a layer has to be called or is too wide, or kinds differ."""
+    """One product in int8 for all these plain layers; None where one is too wide or kinds differ."""
     if not _same_kind(modules) or modules[0].in_features > MAX_WIDTH:
         return None
     key = ("int8", len(modules))
@@ -129,7 +129,7 @@ def byte_products(modules: tuple[nn.Module, ...]) -> ByteLinear | None:
 def _joined(modules: tuple[nn.Module, ...], x: Tensor) -> _Joined | None:
     if not derived.allowed() or autocast_dtype(x.device) is not None:
         return None
-    if not _same_kind(modules) or modules[0].weight.dtype != x.dtype:
+    if not (_plain(modules) and _same_kind(modules)) or modules[0].weight.dtype != x.dtype:
         return None
     if packs(modules[0].weight, x):
         return None  # a third copy of the weights, for the few calls whose rows cannot run packed
@@ -137,7 +137,7 @@ def _joined(modules: tuple[nn.Module, ...], x: Tensor) -> _Joined | None:
 
 
 def _joins_anew(modules: tuple[nn.Module, ...], x: Tensor) -> bool:
-    if not backend.has_kernels(x.device) or not _alike(modules):
+    if not (backend.has_kernels(x.device) and _plain(modules) and _alike(modules)):
         return False
     weight = modules[0].weight
     return weight.device == x.device and (weight.dtype == x.dtype or autocast_dtype(x.device) is not None)
@@ -147,10 +147,14 @@ def _same_kind(modules: tuple[nn.Module, ...]) -> bool:
     return _alike(modules) and derived.trackable(_sources(modules))
 
 
+def _plain(modules: tuple[nn.Module, ...]) -> bool:
+    return all(map(derived.plain_linear, modules))
+
+
 def _alike(modules: tuple[nn.Module, ...]) -> bool:
-    if not all(map(derived.plain_linear, modules)):
-        return False
     first = modules[0]
+    if len(modules) == 1:
+        return True
     return all(
         m.weight.dtype == first.weight.dtype
         and m.weight.shape == first.weight.shape
