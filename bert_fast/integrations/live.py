@@ -21,6 +21,7 @@ from bert_fast.integrations.table import adapter_of
 from bert_fast.layers.invariance import by_rows, invariant
 from bert_fast.layers.projection import compute_dtype
 from bert_fast.layers.quantized import quantized
+from bert_fast.layers.states import HiddenStates
 from bert_fast.models.masks import layout_from_mask
 from bert_fast.packing import Layout, layout_of_dense
 
@@ -159,10 +160,10 @@ class Live(InPlaceOfForward):
             module.warn_if_padding_and_no_attention_mask(ids, mask)  # as transformers 4 does
         x = given["inputs_embeds"] if ids is None else ids
         call = Call(module, given, (x.shape[0], x.shape[1]), x.device)
-        states: list[Tensor] | None = [] if self._flag(given, "output_hidden_states") else None
+        asked = bool(self._flag(given, "output_hidden_states"))
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             derived.drop(parts.encoder)
-        layout = self._layout(mask, call, states is not None)
+        layout = self._layout(mask, call, asked)
         # The first place is computed because heads read it out of the padded result: it must not come back as zeros.
         layout = replace(layout, zero_hidden=False).with_seed(module.training)
         if self.batch_invariant:
@@ -174,13 +175,12 @@ class Live(InPlaceOfForward):
         x = adapter.embed(parts, call, layout.seed)
         dtype = x.dtype
         x = x.to(compute_dtype(dtype, x.device, layout.quantization))
+        states = HiddenStates(layout, dtype) if asked else None
         x = parts.encoder(x, adapter.layout(parts, call, layout).prepared_for(x), hidden_states=states)
         last = layout.unpack(adapter.finish(parts, call, x)).to(dtype)
         pooler = adapter.pooler(module)
         pooled = None if pooler is None else self._pooled(pooler, last)
-        hidden = None
-        if states is not None:
-            hidden = (*(layout.unpack(state).to(dtype) for state in states[:-1]), last)
+        hidden = None if states is None else (*states.states, last)
         if not torch.compiler.is_compiling():
             self.record.packed(layout)
         output = adapter.output(last, pooled, hidden)

@@ -80,7 +80,8 @@ class BertSelfAttention(nn.Module):
         if layout.key_mask is not None:
             visible = layout.key_mask.view(layout.padded_shape)[:, None, None, :]
             mask = torch.zeros(visible.shape, dtype=q.dtype, device=q.device).masked_fill(~visible, -math.inf)
-            v = v.masked_fill(~visible.transpose(2, 3), 0)
+            # A weight of 0 takes nothing of a finite value, which the weight's own gradient is made of.
+            v = v.masked_fill(~visible.transpose(2, 3) & ~v.isfinite(), 0)
         scale = 1 / math.sqrt(self.attention_head_size)
         probs = ops.scaled_masked_softmax(
             q @ k.transpose(-1, -2), mask, scale, p=p, seed=layout.seed, site=self.dropout_site

@@ -2,7 +2,7 @@
 
 import functools
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from bert_fast.layers.prepared import PreparedLayer
 from bert_fast.layers.projection import byte_products, compute_dtype, packed, packs, project
 from bert_fast.layers.quantized import QuantizedLayer, tell
 from bert_fast.layers.residual import ResidualOutput
+from bert_fast.layers.states import HiddenStates
 from bert_fast.ops.linear import PART_ROWS, rows_to_pack
 from bert_fast.packing import Layout
 
@@ -131,10 +132,10 @@ class BertEncoder(nn.Module):
         x: Tensor,
         layout: Layout,
         *,
-        hidden_states: list[Tensor] | None = None,
+        hidden_states: HiddenStates | None = None,
         probabilities: list[Tensor] | None = None,
     ) -> Tensor:
-        """``[T, H]`` -> ``[T, H]``; each layer's input and the result are appended to ``hidden_states`` if given."""
+        """``[T, H]`` -> ``[T, H]``; ``hidden_states``, if given, keep each layer's input, not the result."""
         if layout.batch_invariant:
             return self._invariant(x, layout, hidden_states, probabilities is not None)
         if layout.quantization is not None:
@@ -153,7 +154,7 @@ class BertEncoder(nn.Module):
         return _run(layers, x, layout, hidden_states, probabilities)
 
     def _invariant(
-        self, x: Tensor, layout: Layout, hidden_states: list[Tensor] | None, probabilities: bool
+        self, x: Tensor, layout: Layout, hidden_states: HiddenStates | None, probabilities: bool
     ) -> Tensor:
         check_invariance(x, layout, self.training, probabilities)
         layers: list[Callable[..., Tensor]] = []
@@ -165,7 +166,9 @@ class BertEncoder(nn.Module):
                     f"(hooks, adapters that are not merged, quantised or replaced modules, another activation)"
                 )
             layers.append(prepared)
-        return _in_parts(layers, x, layout, hidden_states) if x.shape[0] else _run([], x, layout, hidden_states, None)
+        if x.shape[0] == 0:
+            return _run([lambda x, *_: x] * len(layers), x, layout, hidden_states, None)
+        return _in_parts(layers, x, layout, hidden_states)
 
     def int8_layers(self) -> list[QuantizedLayer | None]:
         """Each layer in int8; None for one that has a module to be called, or is of another kind."""
@@ -210,33 +213,36 @@ def _prepared(layer: nn.Module, x: Tensor, layout: Layout) -> PreparedLayer | No
 
 
 def _in_parts(
-    layers: list[Callable[..., Tensor]], x: Tensor, layout: Layout, hidden_states: list[Tensor] | None
+    layers: list[Callable[..., Tensor]], x: Tensor, layout: Layout, hidden_states: HiddenStates | None
 ) -> Tensor:
     """Some hundred rows after another through all layers: few numbers of rows, and rows that stay in cache."""
     results, states = [], []
     filled = rows_in_blocks if layout.batch_invariant else rows_to_pack
     for rows, surplus, part in layout.parts(PART_ROWS, filled):
-        kept: list[Tensor] | None = None if hidden_states is None else []
+        kept = None if hidden_states is None else HiddenStates(part)
         padded = F.pad(x[rows], (0, 0, 0, surplus)) if surplus else x[rows]
         count = rows.stop - rows.start
         results.append(_run(layers, padded, part, kept, None)[:count])
-        states.append([state[:count] for state in kept or []])
+        states.append([state[:count] for state in kept.states] if kept else [])
     if hidden_states is not None:
-        hidden_states.extend(torch.cat(pieces) for pieces in zip(*states, strict=True))
-    return results[0] if len(results) == 1 else torch.cat(results)
+        for pieces in zip(*states, strict=True):
+            hidden_states.keep(_joined(pieces))
+    return _joined(results)
+
+
+def _joined(pieces: Sequence[Tensor]) -> Tensor:
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
 
 def _run(
     layers: Iterable[Callable[..., Tensor]],
     x: Tensor,
     layout: Layout,
-    hidden_states: list[Tensor] | None,
+    hidden_states: HiddenStates | None,
     probabilities: list[Tensor] | None,
 ) -> Tensor:
     for layer in layers:
         if hidden_states is not None:
-            hidden_states.append(x)
+            x = hidden_states.keep(x)
         x = layer(x, layout, probabilities)
-    if hidden_states is not None:
-        hidden_states.append(x)
     return x

@@ -12,6 +12,7 @@ from bert_fast.layers import BertEmbeddings, BertEncoder, BertPooler
 from bert_fast.layers.invariance import invariant
 from bert_fast.layers.projection import compute_dtype
 from bert_fast.layers.quantized import quantized
+from bert_fast.layers.states import HiddenStates
 from bert_fast.models.arguments import reject_unsupported
 from bert_fast.models.base import BertPreTrainedModel
 from bert_fast.models.masks import layout_from_mask
@@ -97,7 +98,8 @@ class BertModel(BertPreTrainedModel):
             position_ids: integers ``[B, S]`` or ``[1, S]``; 0, 1, 2, ... by default, padding included.
             inputs_embeds: ``[B, S, H]`` in place of ``input_ids``.
             output_attentions: also return the probabilities ``[B, N, S, S]`` of every layer (computes all places).
-            output_hidden_states: also return the embeddings' output and every layer's, ``[B, S, H]``.
+            output_hidden_states: also return the embeddings' output and every layer's, ``[B, S, H]``. These and the
+                probabilities are what the layers behind them read: gradients can be retained, or asked for, at them.
             return_dict: False returns a tuple.
             hidden_positions: "zero" or "exact" for this call; see the class.
             keep: bool ``[B, S]``, places to compute even if hidden (heads: where labels are).
@@ -151,19 +153,21 @@ class BertModel(BertPreTrainedModel):
         x = self.embeddings(*ids, layout.seed)
         dtype = x.dtype
         x = x.to(compute_dtype(dtype, x.device, layout.quantization))
-        hidden_states: list[Tensor] | None = [] if output_hidden_states else None
+        states = HiddenStates(layout, dtype) if output_hidden_states else None
         attentions: list[Tensor] | None = [] if output_attentions else None
-        x = self.encoder(x, layout.prepared_for(x), hidden_states=hidden_states, probabilities=attentions)
+        x = self.encoder(x, layout.prepared_for(x), hidden_states=states, probabilities=attentions)
+        if states is not None:
+            x = states.keep(x)
 
         pooled = None if self.pooler is None else self.pooler(x, layout)
-        states = None if hidden_states is None else tuple(layout.unpack(h).to(dtype) for h in hidden_states)
+        hidden_states = None if states is None else tuple(states.states)
         probabilities = None if attentions is None else tuple(a.to(dtype) for a in attentions)
         if return_rows:
-            return EncodedRows(x, layout, pooled, states, probabilities)
+            return EncodedRows(x, layout, pooled, hidden_states, probabilities)
         output = BaseModelOutputWithPooling(
-            last_hidden_state=layout.unpack(x).to(dtype),
+            last_hidden_state=layout.unpack(x).to(dtype) if hidden_states is None else hidden_states[-1],
             pooler_output=None if pooled is None else pooled.to(dtype),
-            hidden_states=states,
+            hidden_states=hidden_states,
             attentions=probabilities,
         )
         return output if (config.return_dict if return_dict is None else return_dict) else output.to_tuple()

@@ -286,13 +286,17 @@ def packed_model(**changes):
     return model, PackedBatch.from_sequences(rows).to(DEVICE)
 
 
-def test_a_gradient_retained_at_any_hidden_state_is_whole(taken):
+@pytest.mark.parametrize("padded", [False, True], ids=["packed", "padded"])
+def test_a_gradient_retained_at_any_hidden_state_is_whole(taken, padded):
     """Between the layers every tensor is the user's: a residual's gradient must not pass it by."""
     grads = []
     for name in ("triton", "reference"):
         with use_backend(name):
             model, rows = packed_model()
-            output = model(rows, output_hidden_states=True)
+            given = {"input_ids": rows}
+            if padded:
+                given = {name: x.to(DEVICE) for name, x in batch(padding("left")).items()}
+            output = model(**given, output_hidden_states=True)
             for state in output.hidden_states:
                 state.retain_grad()
             (output.last_hidden_state * torch.linspace(-1, 1, H, device=DEVICE)).sum().backward()

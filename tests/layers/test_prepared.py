@@ -7,6 +7,7 @@ from torch import nn
 from bert_fast import BertConfig
 from bert_fast.layers import BertEncoder
 from bert_fast.layers.prepared import PreparedLayer
+from bert_fast.layers.states import HiddenStates
 from bert_fast.ops.linear import pinned_cpu_linear
 from bert_fast.packing import Layout
 
@@ -44,12 +45,12 @@ def test_the_bits_are_those_of_the_modules(encoder, monkeypatch):
     x, layout = rows()
     assert all(isinstance(prepared(layer), PreparedLayer) for layer in encoder.layer)
     with torch.no_grad():
-        states, others = [], []
+        states, others = HiddenStates(layout), HiddenStates(layout)
         got = encoder(x, layout, hidden_states=states)
         monkeypatch.setattr(type(encoder.layer[0]), "prepared", lambda self, x: None)
         want = encoder(x, layout, hidden_states=others)
     assert torch.equal(got, want)
-    assert all(map(torch.equal, states, others)) and len(states) == len(others) == 4
+    assert all(map(torch.equal, states.states, others.states)) and len(states.states) == len(others.states) == 3
 
 
 @pytest.mark.parametrize(

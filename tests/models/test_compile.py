@@ -100,6 +100,18 @@ def test_fullgraph_of_every_option(case):
         assert torch.allclose(left, right, rtol=0, atol=2e-5)
 
 
+def test_traced_whole_gradients_pass_the_hidden_states():
+    model = ours(num_hidden_layers=1)
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    found = []
+    for run in (model, compiled):
+        output = run(**batch(padding("left")), output_hidden_states=True)
+        loss = output.last_hidden_state.square().sum() + output.pooler_output.square().sum()
+        found.append(torch.autograd.grad(loss, output.hidden_states))
+    for left, right in zip(*found, strict=True):
+        torch.testing.assert_close(left, right, rtol=1e-3, atol=1e-4)
+
+
 def test_inductor_forward_and_backward():
     model = randomize(bert_fast.BertModel(config(**SMALL)))
     compiled = torch.compile(model, fullgraph=True)
