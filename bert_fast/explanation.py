@@ -21,6 +21,8 @@ _KINDS: dict[str, type[nn.Module]] = {
     "LayerNorm": nn.LayerNorm,
     **dict.fromkeys(("word_embeddings", "position_embeddings", "token_type_embeddings"), nn.Embedding),
 }
+# What layers whose modules are called do between their products.
+_BETWEEN_PRODUCTS = ("layer_norm", "dropout_add_layer_norm", "bias_gelu")
 
 
 def explain(model: nn.Module, **inputs: Any) -> Explanation:
@@ -39,9 +41,9 @@ def explain(model: nn.Module, **inputs: Any) -> Explanation:
     with heard(names, parameter.device) as choices:
         model(**inputs)
     leaves = ((name, name, module) for name, module in model.named_modules())
-    int8 = in_int8(model, model.config.quantization, parameter.device)
-    products = products_of(leaves, parameter, *int8)
-    return explanation_of(model, parameter, names.values(), [*choices, *products])
+    layers, why = in_int8(model, model.config.quantization, parameter.device)
+    rows = [*with_passes(choices, layers, names), *products_of(leaves, parameter, layers, why)]
+    return explanation_of(model, parameter, names.values(), rows)
 
 
 def explanation_of(
@@ -100,22 +102,43 @@ def _calling_module(names: dict[int, str]) -> str:
 
 def in_int8(
     model: nn.Module, quantization: str | None, device: torch.device
-) -> tuple[Collection[int], tuple[str, ...]]:
-    """The ``id`` of each linear layer in ``model`` that runs in int8 now, and why the others do not if it was asked."""
+) -> tuple[list[BertLayer], tuple[str, ...]]:
+    """The layers in ``model`` that run in int8 now, and why what is in no such layer does not, if it was asked."""
     if quantization is None:
-        return (), ()
+        return [], ()
     reasons = quantization_reasons(device)
     if reasons:
-        return (), tuple(f"int8: {reason}" for reason in reasons)
+        return [], tuple(f"int8: {reason}" for reason in reasons)
     layers = [module for module in model.modules() if isinstance(module, BertLayer) and module.quantized() is not None]
-    linear = {id(part) for layer in layers for part in layer.modules() if isinstance(part, nn.Linear)}
-    return linear, ("int8: it is for whole post-norm layers with GELU, of plain modules",)
+    return layers, ("int8: it is for whole post-norm layers with GELU, of plain modules",)
+
+
+def with_passes(choices: Iterable[Choice], quantized: list[BertLayer], names: dict[int, str]) -> Iterator[Choice]:
+    """``choices`` that were heard where modules were called, as they are where ``quantized`` layers run in int8.
+
+    What lies between two of their products, GELU or residual and LayerNorm, the extension does as it rounds.
+
+    Args:
+        names: as of ``heard``.
+    """
+    passes = {}
+    for layer in quantized:
+        for half, op in (
+            (layer.attention.output, "byte_add_layer_norm"),
+            (layer.intermediate, "byte_gelu"),
+            (layer.output, "byte_add_layer_norm"),
+        ):
+            if id(half) in names:
+                passes[names[id(half)], op] = Choice(names[id(half)], op, "extension")
+    halves = {name for name, _ in passes}
+    yield from (choice for choice in choices if choice.module not in halves or choice.op not in _BETWEEN_PRODUCTS)
+    yield from passes.values()
 
 
 def products_of(
     modules: Iterable[tuple[str, str, nn.Module]],
     parameter: torch.Tensor,
-    quantized: Collection[int] = (),
+    quantized: Collection[BertLayer] = (),
     not_quantized: tuple[str, ...] = (),
 ) -> Iterator[Choice]:
     """A row for every product, and for every other module that has to be called as it is.
@@ -126,13 +149,14 @@ def products_of(
         quantized, not_quantized: what ``in_int8`` says.
     """
     quantization = "int8" if quantized else None
+    in_bytes = {id(part) for layer in quantized for part in layer.modules() if isinstance(part, nn.Linear)}
     x = parameter.new_empty(0, dtype=compute_dtype(parameter.dtype, parameter.device, quantization))
     for path, name, module in modules:
         kind = _KINDS.get(name.rpartition(".")[2])
         if kind is None:
             continue
         why = _why_called(module, kind)
-        if id(module) in quantized:
+        if id(module) in in_bytes:
             yield Choice(path, "linear", "onednn int8")
         elif kind is nn.Linear:
             why = why or _why_not_packed(module.weight, x)

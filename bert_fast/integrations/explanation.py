@@ -15,6 +15,7 @@ from bert_fast.integrations.live import Live
 from bert_fast.integrations.reading import as_owner
 from bert_fast.integrations.record import asking
 from bert_fast.integrations.switch import lives
+from bert_fast.layers import BertLayer
 
 # What our layers call leaves, by the names under which explain knows their kinds.
 _LIKE = {"qkv": "dense", "0": "dense", "1": "dense", "attention_norm": "LayerNorm", "norm": "LayerNorm"}
@@ -56,7 +57,9 @@ def explain(model: nn.Module, **inputs: Any) -> Explanation:
             if reason is not None
         ]
         if None in outcomes:
-            rows += _products(live, live.parts(), paths)
+            parts = live.parts()
+            int8 = explanation.in_int8(parts.encoder, live.quantization, next(live.module.parameters()).device)
+            rows = [*explanation.with_passes(rows, int8[0], names), *_products(live, parts, paths, *int8)]
     records = tuple(_record(live, paths[id(live.module)]) for live in found)
     return explanation.explanation_of(model, parameter, paths.values(), rows, records)
 
@@ -90,7 +93,9 @@ def _names_of_shells(parts: Parts, names: dict[int, str]) -> dict[int, str]:
     return found
 
 
-def _products(live: Live, parts: Parts, paths: dict[int, str]) -> Iterator[Choice]:
+def _products(
+    live: Live, parts: Parts, paths: dict[int, str], quantized: list[BertLayer], not_quantized: tuple[str, ...]
+) -> Iterator[Choice]:
     """A row for every product of the encoder, and for what has to be called as it is."""
     parameter = next(p for p in live.module.parameters() if p.is_floating_point())
     leaves, seen = [], set()
@@ -110,8 +115,7 @@ def _products(live: Live, parts: Parts, paths: dict[int, str]) -> Iterator[Choic
             yield Choice(paths[id(module)], "linear", "reference", against)
         elif isinstance(module, nn.Linear) and id(module) not in seen:
             leaves.append((paths[id(module)], "dense", module))
-    int8 = explanation.in_int8(parts.encoder, live.quantization, parameter.device)
-    yield from explanation.products_of(leaves, parameter, *int8)
+    yield from explanation.products_of(leaves, parameter, quantized, not_quantized)
 
 
 def _below(module: Any) -> Iterator[nn.Module]:

@@ -184,6 +184,12 @@ def test_explain_names_it():
         for i in (0, 1)
         for part in ("attention.self", "attention.output", "intermediate", "output")
     }
+    between = {(c.module, c.op): c.backend for c in explanation.choices if c.module.startswith("encoder")}
+    assert {key: chosen for key, chosen in between.items() if key[1] not in ("linear", "attention")} == {
+        (f"encoder.layer.{i}.{part}", f"byte_{op}"): "extension"
+        for i in (0, 1)
+        for part, op in (("attention.output", "add_layer_norm"), ("intermediate", "gelu"), ("output", "add_layer_norm"))
+    }
     with torch.enable_grad():
         reasons = {reason for c in bert_fast.explain(model()).choices for reason in c.against}
     assert "int8: gradients are enabled: call it under torch.no_grad()" in reasons
