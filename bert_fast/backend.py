@@ -8,13 +8,12 @@ CPU some ops have C++ of the extension, which runs unless "reference" is asked f
 import functools
 import importlib.util
 import threading
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 
-from bert_fast import extension
+from bert_fast import extension, notices
 
 BACKENDS = ("auto", "triton", "cuda", "reference")
 MINIMUM_CAPABILITY = (8, 0)
@@ -110,7 +109,7 @@ def give_up(op: str, error: Exception) -> None:
     _broken[op] = f"its kernel failed to compile: {type(error).__name__}: {error}"
     if requested() not in ("auto", "reference"):
         raise BackendError(f"{op} cannot run on backend {requested()!r}: {_broken[op]}") from error
-    warnings.warn(f"{op} runs on PyTorch's ops: {_broken[op]}", RuntimeWarning, stacklevel=3)
+    notices.warn(f"{op} runs on PyTorch's ops: {_broken[op]}")
 
 
 def note(op: str, chosen: str, kernel: str, reasons: list[str]) -> None:

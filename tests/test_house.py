@@ -13,6 +13,7 @@ PACKAGE = ROOT / "bert_fast"
 # Each may import what stands before it. The demo runs the command line's pieces; the command line runs all.
 ORDER = (
     "io",
+    "notices",
     "rows",
     "extension",
     "reference",

@@ -6,13 +6,12 @@ that `accelerate` does not know; one that it knows gains more there, where paddi
 """
 
 import functools
-import warnings
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from bert_fast import backend, ops
+from bert_fast import backend, notices, ops
 from bert_fast.ops.library import capturing, traced
 
 NAME = "bert_fast"
@@ -196,7 +195,7 @@ def _note(reason: str | None) -> None:
         return
     backend.note("transformers attention", "sdpa" if reason else NAME, NAME, [reason] if reason else [])
     if reason is not None:
-        warnings.warn(f'attn_implementation="bert_fast" runs as "sdpa": {reason}', RuntimeWarning, stacklevel=3)
+        notices.warn(f'attn_implementation="bert_fast" runs as "sdpa": {reason}')
 
 
 def _batch(batch: int, seqlen: int, device: torch.device) -> tuple[Tensor, ops.AttentionPlan]:

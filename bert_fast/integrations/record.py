@@ -1,11 +1,11 @@
 """What the calls of an accelerated encoder did: kept cheaply with every call, read by explain."""
 
-import warnings
 from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
+from bert_fast import notices
 from bert_fast.ops.library import valueless
 from bert_fast.packing import Layout
 
@@ -47,7 +47,7 @@ class Record:
         first = reason not in self.reasons
         self.reasons[reason] += 1
         if first:
-            warnings.warn(f"bert_fast: {kind} runs its own code: {reason}", RuntimeWarning, stacklevel=4)
+            notices.warn(f"bert_fast: {kind} runs its own code: {reason}")
 
     def padding(self) -> float | None:
         """The share of the places in ``batches`` without a visible token; None if there are none."""

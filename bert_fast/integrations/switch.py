@@ -1,10 +1,10 @@
 """accelerate and restore: put a Live on every known encoder in a module, and take it off again."""
 
-import warnings
 from typing import TypeVar
 
 from torch import nn
 
+from bert_fast import notices
 from bert_fast.config import HIDDEN_POSITIONS, check_quantization
 from bert_fast.integrations import invariant
 from bert_fast.integrations.adapter import Unsupported, encoder_class
@@ -135,4 +135,4 @@ def _refused(encoder: nn.Module, path: str, reason: str, batch_invariant: bool) 
     where = f" at {path!r}" if path else ""
     if batch_invariant:
         raise RuntimeError(f"batch_invariant=True cannot hold: {name}{where} is not accelerated: {reason}")
-    warnings.warn(f"bert_fast: {name}{where} is not accelerated: {reason}", RuntimeWarning, stacklevel=4)
+    notices.warn(f"bert_fast: {name}{where} is not accelerated: {reason}")

@@ -1,12 +1,11 @@
 """A layer in int8, for inference on CPU: its products of bytes, and one pass over memory between each two of them."""
 
-import warnings
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from bert_fast import backend, derived
+from bert_fast import backend, derived, notices
 from bert_fast.config import check_quantization
 from bert_fast.layers.prepared import PlainLayer
 from bert_fast.ops.library import autocast_dtype
@@ -62,7 +61,7 @@ def tell(message: str) -> None:
     """Warn, but only once in this process, and not a compiler."""
     if not torch.compiler.is_compiling() and message not in _told:
         _told.add(message)
-        warnings.warn(message, RuntimeWarning, stacklevel=4)
+        notices.warn(message)
 
 
 def quantization_reasons(device: torch.device) -> list[str]:
