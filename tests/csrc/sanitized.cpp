@@ -2,8 +2,10 @@
 // promised to the code, so that the sanitizers this is built with see any access beside it.
 #include <algorithm>
 #include <cstdio>
+#include <cstring>
 #include <memory>
 #include <random>
+#include <thread>
 #include <vector>
 
 #include "host/attention.h"
@@ -66,26 +68,53 @@ void attend(const char* instructions) {
               1, nullptr, instructions);
 }
 
-void pass_quantized_rows() {
-    const int64_t rows = below(20), width = 1 + below(70);
-    const int size = below(2) == 0 ? 4 : 2;
+// Stands in for GOMP_parallel.
+void in_threads(void (*body)(void*), void* data, unsigned threads, unsigned) {
+    std::vector<std::thread> others;
+    for (unsigned i = 1; i < threads; ++i) others.emplace_back(body, data);
+    body(data);
+    for (std::thread& other : others) other.join();
+}
+
+// Random rows, of 4-byte or 2-byte elements on either side; those of 2 bytes may be any bits, NaNs included. False if
+// two threads make anything else of them than one does.
+bool pass_quantized_rows() {
+    const int64_t rows = below(40), width = 1 + below(70);
+    const int x_size = below(2) == 0 ? 4 : 2, out_size = below(2) == 0 ? 4 : 2;
     const auto some = [](int64_t n) {
         std::unique_ptr<float[]> values(new float[n]);
         for (int64_t i = 0; i < n; ++i) values[i] = static_cast<float>(below(2000)) * 0.01f - 10;
         return values;
     };
-    const auto x = some(rows * width), residual = some(rows * width), scale = some(rows), least = some(rows);
+    const std::unique_ptr<char[]> x(new char[rows * width * x_size]);
+    if (x_size == 4) {
+        std::memcpy(x.get(), some(rows * width).get(), rows * width * 4);
+    } else {
+        for (int64_t i = 0; i < rows * width * 2; ++i) x[i] = static_cast<char>(generator());
+    }
+    const auto residual = some(rows * width), scale = some(rows), least = some(rows);
     const auto sums = some(width), bias = some(width), weight = some(width), shift = some(width);
-    const std::unique_ptr<char[]> out(new char[rows * width * size]);
-    const std::unique_ptr<uint8_t[]> codes(new uint8_t[rows * width]);
-    const auto out_scale = some(rows), out_least = some(rows);
-    const bool product = below(2) == 0, norm = below(2) == 0, quantize = below(2) == 0;
-    quantized_rows({x.get(), HostDType::kFloat32, rows, width, scale.get(), least.get(), product ? sums.get() : nullptr,
-                    bias.get(), below(2) == 0 ? residual.get() : nullptr, static_cast<RowActivation>(below(3)),
-                    norm ? weight.get() : nullptr, shift.get(), 1e-12f, below(2) == 0 ? out.get() : nullptr,
-                    size == 4 ? HostDType::kFloat32 : HostDType::kBFloat16, quantize ? codes.get() : nullptr,
-                    out_scale.get(), out_least.get()},
-                   1, nullptr);
+    const bool product = below(2) == 0, added = below(2) == 0, norm = below(2) == 0;
+    const bool written = below(2) == 0, quantize = below(2) == 0;
+    const auto activation = static_cast<RowActivation>(below(3));
+    const auto type = [](int size) { return size == 4 ? HostDType::kFloat32 : HostDType::kBFloat16; };
+    std::unique_ptr<char[]> out[2], codes[2], out_scale[2], out_least[2];
+    for (int i = 0; i < 2; ++i) {
+        const auto zeros = [](int64_t bytes) { return std::unique_ptr<char[]>(new char[bytes]()); };
+        out[i] = zeros(rows * width * out_size), codes[i] = zeros(rows * width);
+        out_scale[i] = zeros(rows * 4), out_least[i] = zeros(rows * 4);
+        quantized_rows({x.get(), type(x_size), rows, width, scale.get(), least.get(), product ? sums.get() : nullptr,
+                        bias.get(), added ? residual.get() : nullptr, activation, norm ? weight.get() : nullptr,
+                        shift.get(), 1e-12f, written ? out[i].get() : nullptr, type(out_size),
+                        quantize ? reinterpret_cast<uint8_t*>(codes[i].get()) : nullptr,
+                        reinterpret_cast<float*>(out_scale[i].get()), reinterpret_cast<float*>(out_least[i].get())},
+                       1 + i, i == 0 ? nullptr : in_threads);
+    }
+    const auto same = [](const std::unique_ptr<char[]>* made, int64_t bytes) {
+        return std::memcmp(made[0].get(), made[1].get(), bytes) == 0;
+    };
+    return same(out, rows * width * out_size) && same(codes, rows * width) && same(out_scale, rows * 4) &&
+           same(out_least, rows * 4);
 }
 
 template <typename Id>
@@ -180,7 +209,9 @@ int main() {
         attend("");
         if (attention_instructions() == "avx512") attend("avx2");
     }
-    for (int round = 0; round < 1000 && quantized_rows_reason().empty(); ++round) pass_quantized_rows();
+    for (int round = 0; round < 1000 && quantized_rows_reason().empty(); ++round) {
+        if (!pass_quantized_rows()) return std::printf("quantized rows: round %d, two threads\n", round), 1;
+    }
     uint64_t hash = 0;
     for (int round = 0; round < 3000; ++round) {
         const int64_t batch = below(20), seqlen = below(70), positions = batch * seqlen;
