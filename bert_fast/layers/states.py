@@ -12,7 +12,8 @@ class HiddenStates:
     A gradient that is to be read at one of them (``retain_grad``, ``torch.autograd.grad``, a hook) has to pass through
     it: with gradients, the rows that go on are taken out of the padded tensor again. That is a gather of T rows a
     state, and in the backward pass a scatter (T rows read, B * S written) and a gather of T; nothing where no place of
-    the batch is left out, nothing without gradients.
+    the batch is left out, nothing without gradients. What torch.compile makes of a whole model is one node of autograd,
+    at whose outputs no gradient of another can be read, be the model this package's or not.
 
     Where the layout zeroes hidden places, rows that are computed all the same (a label, a pooler reads them) go on
     beside it: at such a place the state and its gradient are zeros.
