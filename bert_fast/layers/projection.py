@@ -105,7 +105,7 @@ def _packed(modules: tuple[nn.Module, ...], x: Tensor) -> PackedLinear | None:
 
 
 def packed(modules: tuple[nn.Module, ...], x: Tensor, always: bool = False) -> PackedLinear | None:
-    """One product for all these plain layers, on rows like ``x``, ``rows_to_pack`` of them, where weights may be packed.
+    """One product for all these plain layers, on rows like ``x``, ``rows_to_pack`` of them, if weights may be packed.
 
     None where they differ in kind or (but for ``always``) run otherwise.
     """
