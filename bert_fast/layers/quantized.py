@@ -37,7 +37,7 @@ class QuantizedLayer(PlainLayer):
 
 
 def _norm(norm: nn.LayerNorm) -> tuple[Tensor, Tensor, float]:
-    return norm.weight.detach().float().contiguous(), norm.bias.detach().float().contiguous(), norm.eps
+    return norm.weight.float(), norm.bias.float(), norm.eps
 
 
 def quantized(layout: Layout, quantization: str, device: torch.device, training: bool) -> Layout:

@@ -16,17 +16,35 @@ from bert_fast import backend, extension
 from bert_fast.ops.attention_host import host_attention_instructions
 from bert_fast.ops.host_threads import host_threads, host_threads_reason
 
+_NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 _ACTIVATIONS = {"none": "gelu", "tanh": "gelu_tanh"}
 # Products of so many terms, each up to 255 * 127, are still below 2^31.
 MAX_WIDTH = (2**31 - 1) // (255 * 127)
 
 
 class ByteRows(NamedTuple):
-    """Rows ``scale[t] * codes[t] + least[t]``: uint8 ``[T, K]``, float32 ``[T]``, float32 ``[T]``."""
+    """Rows ``scale[t] * codes[t] + least[t]``: uint8 ``[T, K]``, and float32 ``[2, T]``, scales and least values."""
 
     codes: Tensor
-    scale: Tensor
-    least: Tensor
+    lines: Tensor
+
+    @property
+    def scale(self) -> Tensor:
+        """float32 ``[T]``."""
+        return self.lines[0]
+
+    @property
+    def least(self) -> Tensor:
+        """float32 ``[T]``."""
+        return self.lines[1]
+
+    def addresses(self) -> tuple[int, int]:
+        """Where scale and least begin."""
+        start = self.lines.data_ptr()
+        return start, start + self.lines.stride(0) * 4
+
+
+_NOTHING, _NO_ROWS = torch.empty(0), ByteRows(torch.empty(0, dtype=torch.uint8), torch.empty(2, 0))
 
 
 @dataclass(frozen=True)
@@ -46,6 +64,10 @@ class ByteLinear:
     zeros: Tensor
     column_sums: Tensor
     bias: Tensor
+
+    def addresses(self) -> tuple[int, int]:
+        """Where column_sums and bias begin."""
+        return self.column_sums.data_ptr(), self.bias.data_ptr()
 
     def __call__(self, x: ByteRows) -> "Product":
         y = torch.ops.onednn.qlinear_pointwise(
@@ -150,28 +172,31 @@ def _pass(
     quantize: bool = False,
 ) -> tuple[Tensor, ByteRows]:
     """One pass of csrc/host/quantized_rows.h; what was not asked for is empty."""
+    product = x if isinstance(x, Product) else None
     values = (x.values if isinstance(x, Product) else x).contiguous()
-    product = (x.rows.scale, x.rows.least, x.linear.column_sums, x.linear.bias) if isinstance(x, Product) else None
     rows, width = values.shape
-    out = values.new_empty((0,) if dtype is None else (rows, width), dtype=dtype or torch.float32)
-    codes = values.new_empty((rows, width) if quantize else (0,), dtype=torch.uint8)
-    scale, least = values.new_empty((2, rows if quantize else 0), dtype=torch.float32)
+    out, held = _NOTHING, _NO_ROWS
+    if dtype is not None:
+        out = values.new_empty((rows, width), dtype=dtype)
+    if quantize:
+        codes = values.new_empty((rows, width), dtype=torch.uint8)
+        held = ByteRows(codes, values.new_empty((2, rows), dtype=torch.float32))
     extension.required().quantized_rows(
         values.data_ptr(),
         _name(values.dtype),
         rows,
         width,
-        (0, 0, 0, 0) if product is None else tuple(t.data_ptr() for t in product),
+        (0, 0, 0, 0) if product is None else (*product.rows.addresses(), *product.linear.addresses()),
         0 if residual is None else residual.data_ptr(),
         activation,
         (0, 0, 0.0) if norm is None else (norm[0].data_ptr(), norm[1].data_ptr(), norm[2]),
         out.data_ptr(),
         _name(out.dtype),
-        (codes.data_ptr(), scale.data_ptr(), least.data_ptr()),
+        (held.codes.data_ptr(), *held.addresses()) if quantize else (0, 0, 0),
         *host_threads(),
     )
-    return out, ByteRows(codes, scale, least)
+    return out, held
 
 
 def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+    return _NAMES.get(dtype, str(dtype))
