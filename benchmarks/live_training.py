@@ -58,7 +58,9 @@ def main(arguments: list[str] | None = None) -> int:
     results = _compared(runs)
     print(table(results, options.steps))
     if options.json:
-        settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()}
+        # Of the model its folder's name: where it lies says where somebody's files are, and nothing of the measurement.
+        settings = {key: value for key, value in vars(options).items() if not isinstance(value, Path)}
+        settings["model"] = options.model.name
         report = {"environment": environment(), "settings": settings, "results": results}
         atomic_write(options.json, (json.dumps(report, indent=2) + "\n").encode())
     packed = all(count == options.steps for count in results["packed_calls"]["accelerated"])

@@ -27,7 +27,14 @@ from benchmarks.sections.model import AS_GIVEN
 from benchmarks.shapes import SHAPES
 from bert_fast.io import atomic_write
 
-SOURCES = ("bench_amd-epyc_minilm_float32_2026-11-25.json", "bench_amd-epyc_minilm_int8_2026-11-25.json")
+SOURCES = (
+    "bench_amd-epyc_minilm_float32_2026-11-25_second.json",
+    "bench_amd-epyc_minilm_bfloat16_2026-11-25.json",
+    "bench_amd-epyc_minilm_int8_2026-11-25_second.json",
+    "bench_amd-epyc_base_float32_2026-11-25.json",
+    "bench_amd-epyc_base_bfloat16_2026-11-25.json",
+    "bench_amd-epyc_base_int8_2026-11-25.json",
+)
 BEGIN, END = "<!-- benchmarks.readme_table: begin -->", "<!-- benchmarks.readme_table: end -->"
 _HEAD = (
     "model", "dtype", "texts (tokens each)", "`transformers`, as handed in", "best of all others",

@@ -19,7 +19,7 @@ from benchmarks.settings import Settings
 from benchmarks.shapes import flops
 from benchmarks.workloads import batches, collate, random_ids, squad_lengths
 
-_LOADS = (0.5, 0.7, 0.8, 0.9, 0.95)  # shares of a peer's own offline rate
+_LOADS = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95)  # shares of a peer's own offline rate
 _QUERIES = {"cpu": 96, "cuda": 4096}
 
 
