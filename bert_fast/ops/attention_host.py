@@ -9,7 +9,8 @@ from bert_fast import backend, extension
 from bert_fast.ops.host_threads import host_threads, host_threads_reason
 from bert_fast.ops.library import addressable
 
-_DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+# As the extension's code on the CPU calls what it computes in.
+HOST_DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 
 
 def host_attention_runs(
@@ -21,7 +22,7 @@ def host_attention_runs(
     against = []
     if backend.requested() == "reference":
         against.append("PyTorch's ops were asked for")
-    if not q.dtype == k.dtype == v.dtype or q.dtype not in _DTYPES:
+    if not q.dtype == k.dtype == v.dtype or q.dtype not in HOST_DTYPES:
         against.append(f"q, k and v are {q.dtype}, {k.dtype}, {v.dtype}, not all float32 or all bfloat16")
     if torch.is_grad_enabled():
         against.append("gradients are enabled")
@@ -117,7 +118,7 @@ def host_attention(
         (0 if added is None else added.data_ptr(), *steps),
         -1 if window is None else window,
         scale,
-        _DTYPES[q.dtype],
+        HOST_DTYPES[q.dtype],
         *host_threads(),
         instructions,
     )

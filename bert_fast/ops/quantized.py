@@ -13,10 +13,9 @@ import torch
 from torch import Tensor
 
 from bert_fast import backend, extension
-from bert_fast.ops.attention_host import host_attention_instructions
+from bert_fast.ops.attention_host import HOST_DTYPES, host_attention_instructions
 from bert_fast.ops.host_threads import host_threads, host_threads_reason
 
-_NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 _ACTIVATIONS = {"none": "gelu", "tanh": "gelu_tanh"}
 # Products of so many terms, each up to 255 * 127, are still below 2^31.
 MAX_WIDTH = (2**31 - 1) // (255 * 127)
@@ -199,4 +198,4 @@ def _pass(
 
 
 def _name(dtype: torch.dtype) -> str:
-    return _NAMES.get(dtype, str(dtype))
+    return HOST_DTYPES.get(dtype, str(dtype))
